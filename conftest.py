@@ -1,0 +1,17 @@
+"""Run every Python example of the README and of the docs pages, in the order that a reader would."""
+
+import jax
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+
+def _reset(namespace):
+    # The examples turn float64 on, as a reader would; the next document starts without it.
+    jax.config.update("jax_enable_x64", False)
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/*.md"],
+    teardown=_reset,
+).pytest()

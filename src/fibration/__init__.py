@@ -1,0 +1,57 @@
+"""Fibration: the geometry of neural-network training.
+
+A network is a map from parameters to functions; training moves between the fibres of that map, and along them. See
+`Problem`, `GradientFlow`, `integrate` and `descend` to start.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import curvature, datasets, errors, fidelity, flows, networks, solvers, trees
+from ._version import __version__
+from .flows import AbstractFlow, GradientFlow
+from .losses import AbstractLoss, CrossEntropy, SquaredError
+from .problem import AbstractProblem, Problem, StackedProblem, stack
+from .solvers import Checkpoint, Options, Progress, Result, StatefulObserver, Stop, Trajectory, descend, integrate
+
+if TYPE_CHECKING:
+    from . import report, study
+
+__all__ = [
+    "AbstractFlow",
+    "AbstractLoss",
+    "AbstractProblem",
+    "Checkpoint",
+    "CrossEntropy",
+    "GradientFlow",
+    "Options",
+    "Problem",
+    "Progress",
+    "Result",
+    "SquaredError",
+    "StackedProblem",
+    "StatefulObserver",
+    "Stop",
+    "Trajectory",
+    "__version__",
+    "curvature",
+    "datasets",
+    "descend",
+    "errors",
+    "fidelity",
+    "flows",
+    "integrate",
+    "networks",
+    "report",
+    "solvers",
+    "stack",
+    "study",
+    "trees",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Rooms that draw or print are imported when they are first asked for.
+    if name in ("report", "study"):
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""Checks of what a user hands to a problem; each raises a named error, and none computes anything large."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .errors import EmptyDataError, NonFiniteDataError, OutputDirectoryError, ParameterError, ShapeError
+from .trees import PyTree, is_traced
+
+
+def as_array(values: Any, name: str) -> Array:
+    """Turn a user's data into an array, or say why it cannot be."""
+    try:
+        return jnp.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            f"{name} cannot become an array: {error}",
+            "an array of numbers with one row for each sample",
+            "check its rows",
+        ) from error
+
+
+def check_samples(inputs: Array, targets: Array) -> None:
+    """Check that inputs and targets have one row for each of the same, non-empty set of samples."""
+    if inputs.ndim == 0 or targets.ndim == 0:
+        raise ShapeError(
+            f"inputs have shape {inputs.shape} and targets {targets.shape}",
+            "a first axis over the samples in both",
+            "add it with `x[None]`",
+        )
+    if inputs.shape[0] != targets.shape[0]:
+        raise ShapeError(
+            f"inputs hold {inputs.shape[0]} samples and targets {targets.shape[0]}",
+            "one target for each sample",
+            "match the first axes; samples are rows",
+        )
+    if inputs.shape[0] == 0:
+        raise EmptyDataError(
+            f"inputs have shape {inputs.shape}", "at least one sample", "check how the data was selected"
+        )
+
+
+def check_finite(array: Array | np.ndarray, name: str) -> None:
+    """Check that an array holds no NaN and no infinity; say where the first one is."""
+    if is_traced(array) or not jnp.issubdtype(array.dtype, jnp.inexact):
+        return
+    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise NonFiniteDataError(
+            f"{name} hold {len(bad)} values that are NaN or infinite, the first at index {where}",
+            "finite numbers",
+            f"drop or fill these samples: `np.isfinite({name})` finds them",
+        )
+
+
+def as_weights(weights: Any, n_samples: int) -> Array:
+    """Turn weights of the samples into a non-negative array (N,)."""
+    array = as_array(weights, "weights").astype(jnp.result_type(float))
+    if array.shape != (n_samples,):
+        raise ShapeError(
+            f"weights have shape {array.shape}", f"shape ({n_samples},)", "give one weight for each sample"
+        )
+    check_finite(array, "weights")
+    if not is_traced(array) and bool(jnp.any(array < 0)):
+        raise ParameterError("a weight is negative", "non-negative weights", "drop a sample by giving it weight zero")
+    return array
+
+
+def check_parameters(params: PyTree) -> None:
+    """Check that parameters have floating-point leaves, all finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(params) if eqx.is_inexact_array(leaf)]
+    if not leaves:
+        kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree.leaves(params)})
+        raise ParameterError(
+            f"parameters hold no floating-point arrays (leaves: {', '.join(kinds) or 'none'})",
+            "a pytree with at least one floating-point array",
+            "convert them with `jax.tree.map(lambda p: jnp.asarray(p, float), params)`",
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if eqx.is_inexact_array(leaf):
+            check_finite(leaf, f"parameters{jax.tree_util.keystr(path)}")
+
+
+def writable_directory(path: str | os.PathLike[str]) -> Path:
+    """Make a directory if it is absent, and check that files can be written there.
+
+    **Raises:** `OutputDirectoryError`.
+    """
+    directory = Path(path)
+    probe = directory / f".writable-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputDirectoryError(
+            f"the directory {str(directory)!r} cannot be written: {error.strerror or error}",
+            "a directory that can be made and written to",
+            "pass another directory, or mend its permissions",
+        ) from error
+    return directory
+
+
+def output_shape(
+    apply: Callable[..., Any], params: PyTree, x: jax.ShapeDtypeStruct
+) -> tuple[tuple[int, ...] | None, Exception | None]:
+    """Find the shape that `apply` returns, or the exception that it raises, by abstract evaluation."""
+    try:
+        return getattr(eqx.filter_eval_shape(apply, params, x), "shape", None), None
+    except Exception as error:  # whatever a user's function raises
+        return None, error

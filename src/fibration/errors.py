@@ -1,0 +1,168 @@
+"""Every way a call can go wrong, one class each.
+
+A message has three parts: what was given, what is needed, and what to do next. They are the three arguments of every
+class here, so that no message can leave one out; `error.given`, `error.needed` and `error.fix` keep them apart.
+"""
+
+from typing import Any
+
+__all__ = [
+    "ApplyError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "DivergedError",
+    "EmptyDataError",
+    "FibrationError",
+    "FileFormatError",
+    "FileTooLargeError",
+    "FlowError",
+    "IntegerDataError",
+    "MemoryBudgetError",
+    "MissingExtraError",
+    "NonFiniteDataError",
+    "ObserverError",
+    "OutputDirectoryError",
+    "ParameterError",
+    "PickledDataError",
+    "PrecisionWarning",
+    "RunError",
+    "ShapeError",
+    "StepSizeError",
+    "TimeMismatchError",
+    "TimeSpanError",
+    "TruncatedFileError",
+    "UnknownNameError",
+    "VersionWarning",
+]
+
+
+class FibrationError(Exception):
+    """The base of every exception that Fibration raises on purpose.
+
+    **Arguments:** `given`: what the call was given; `needed`: what it needs; `fix`: what to do next. Each is a
+    sentence or the part of one, without the final full stop.
+
+    ```python
+    >>> from fibration.errors import ShapeError
+    >>> print(ShapeError("inputs hold 3 samples and targets 4", "one target for each sample", "drop a target"))
+    inputs hold 3 samples and targets 4. Needed: one target for each sample. To mend it: drop a target.
+
+    ```
+    """
+
+    given: str
+    needed: str
+    fix: str
+
+    def __init__(self, given: str, needed: str, fix: str) -> None:
+        super().__init__(given, needed, fix)
+        self.given, self.needed, self.fix = given, needed, fix
+
+    def __str__(self) -> str:
+        return f"{self.given}. Needed: {self.needed}. To mend it: {self.fix}."
+
+
+class ShapeError(FibrationError, ValueError):
+    """Arrays whose shapes disagree with each other or with what the call takes."""
+
+
+class NonFiniteDataError(FibrationError, ValueError):
+    """Data, weights or initial parameters that hold NaN or infinity."""
+
+
+class IntegerDataError(FibrationError, TypeError):
+    """Integers where real numbers are needed."""
+
+
+class EmptyDataError(FibrationError, ValueError):
+    """A data set without samples."""
+
+
+class ApplyError(FibrationError, ValueError):
+    """An `apply` that fails on one sample, is written for a batch, or returns the wrong shape."""
+
+
+class ParameterError(FibrationError, ValueError):
+    """Parameters without a floating-point leaf, or with a structure that does not fit."""
+
+
+class UnknownNameError(FibrationError, ValueError):
+    """A name that is not on the list of those allowed."""
+
+
+class TimeSpanError(FibrationError, ValueError):
+    """An end time that is not after the start, or saved times outside the span."""
+
+
+class StepSizeError(FibrationError, ValueError):
+    """A step size or a number of steps that is not positive, or does not belong to the call."""
+
+
+class FlowError(FibrationError, TypeError):
+    """A flow or field that returns something other than a velocity shaped like the parameters."""
+
+
+class TimeMismatchError(FibrationError, ValueError):
+    """Two trajectories that share no saved times and so cannot be compared."""
+
+
+class MemoryBudgetError(FibrationError, MemoryError):
+    """A call whose result would not fit in the memory budget; raised before anything is computed."""
+
+
+class CheckpointError(FibrationError, OSError):
+    """A checkpoint that cannot be read."""
+
+
+class CheckpointMismatchError(FibrationError, ValueError):
+    """A checkpoint that was written by another call."""
+
+
+class OutputDirectoryError(FibrationError, OSError):
+    """A directory that cannot be made or written to."""
+
+
+class MissingExtraError(FibrationError, ImportError):
+    """An optional package that is not installed."""
+
+
+class FileFormatError(FibrationError, ValueError):
+    """A data file whose contents are not what its format promises."""
+
+
+class TruncatedFileError(FileFormatError):
+    """A data file that ends before its header says it does."""
+
+
+class PickledDataError(FileFormatError):
+    """A data file that holds pickled Python objects; they are never loaded, since loading one can run any program."""
+
+
+class FileTooLargeError(FileFormatError, MemoryError):
+    """A data file that claims more data than the reader's limit, or than its own size allows."""
+
+
+class RunError(FibrationError, RuntimeError):
+    """The base of errors that end a run; `error.trajectory` holds everything computed until then."""
+
+    trajectory: Any
+
+    def __init__(self, given: str, needed: str, fix: str, trajectory: Any = None) -> None:
+        super().__init__(given, needed, fix)
+        self.trajectory = trajectory
+
+
+class DivergedError(RunError):
+    """A run that turned non-finite, or whose step size shrank to nothing."""
+
+
+class ObserverError(RunError):
+    """An observer that raised, or that returned another shape than before."""
+
+
+class PrecisionWarning(UserWarning):
+    """A computation whose accuracy the floating-point type cannot carry."""
+
+
+class VersionWarning(UserWarning):
+    """A checkpoint written by other versions of the libraries: the run goes on, but not bit for bit as before."""

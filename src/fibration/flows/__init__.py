@@ -1,0 +1,5 @@
+"""Flows: vector fields on parameter space. A flow never steps; solvers never look inside one."""
+
+from ._flow import AbstractFlow, GradientFlow
+
+__all__ = ["AbstractFlow", "GradientFlow"]

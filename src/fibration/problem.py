@@ -1,0 +1,319 @@
+"""The problem: a map from parameters to outputs, the targets it should meet, and the cost between them."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from . import _adapters, _validation, trees
+from .errors import ApplyError, EmptyDataError, IntegerDataError, ParameterError
+from .losses import AbstractLoss, CrossEntropy, SquaredError
+from .trees import PyTree
+
+__all__ = ["AbstractProblem", "Problem", "StackedProblem", "stack"]
+
+
+class AbstractProblem(eqx.Module):
+    """What flows, solvers and diagnostics ask of a problem: outputs, cost and its gradient.
+
+    `Problem` is one block of data; `StackedProblem` several blocks that share their parameters.
+    """
+
+    @abstractmethod
+    def outputs(self, params: PyTree) -> Any:
+        """Compute the outputs of all samples: (N, Q), or a tuple of them for several blocks."""
+
+    @abstractmethod
+    def cost(self, params: PyTree) -> Float[Array, ""]:
+        """Compute the cost C(θ)."""
+
+    @abstractmethod
+    def residuals(self, params: PyTree) -> Float[Array, " m"]:
+        """Compute the vector ρ with C = ½|ρ|²."""
+
+    @abstractmethod
+    def check(self, params: PyTree) -> None:
+        """Raise what is wrong with these parameters for this problem; costs one abstract evaluation, no arithmetic."""
+
+    @property
+    @abstractmethod
+    def n_residuals(self) -> int:
+        """The number of residuals: samples times outputs, summed over the blocks."""
+
+    @eqx.filter_jit
+    def cost_and_gradient(self, params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+        """Compute C(θ) and ∇C(θ) in one pass.
+
+        **Returns:** the cost () and a pytree like `params`, with `None` at leaves that are not floating-point. For
+        complex parameters the gradient is ∂C/∂Re θ + i ∂C/∂Im θ, so that −∇C descends.
+        """
+        cost, gradient = eqx.filter_value_and_grad(self.cost)(params)
+        return cost, jax.tree.map(jnp.conj, gradient)
+
+    def gradient(self, params: PyTree) -> PyTree:
+        """Compute ∇C(θ), a pytree like `params`; see `cost_and_gradient`."""
+        return self.cost_and_gradient(params)[1]
+
+    def n_parameters(self, params: PyTree) -> int:
+        """Count the floating-point parameters K."""
+        return trees.size(params)
+
+
+class Problem(AbstractProblem):
+    """Fit a network's outputs to targets: minimise C(θ) = (1/N) Σᵢ wᵢ ℓ(apply(θ, inputᵢ), targetᵢ).
+
+    For the default loss, `SquaredError`, and unit weights this is C = (1/2N) Σᵢ |xᵢ − yᵢ|² (Chen and Muñoz Ewald,
+    arXiv 2311.15487).
+
+    **Arguments:**
+
+    - `apply`: `apply(params, x)` maps the parameters, any pytree, and ONE sample x of shape (…) to outputs of shape
+      (Q,), or () when Q = 1.
+    - `inputs`: samples as rows, shape (N, …), real.
+    - `targets`: what the loss takes: real (N, Q) for `SquaredError`, integer classes (N,) or (N, Q) for `CrossEntropy`.
+    - `loss`: `SquaredError()` by default.
+    - `weights`: non-negative weights of the samples, shape (N,); all one by default.
+    - `allow_integer_inputs`: set it for a network that takes indices, such as one that starts with an embedding.
+
+    **Raises:** `EmptyDataError`, `ShapeError`, `IntegerDataError`, `NonFiniteDataError`. What is wrong with `apply`
+    is found when parameters are known, by `check`, and raised as `ApplyError` or `ParameterError`.
+
+    One evaluation allocates the network's activations for all N samples; the gradient about twice that.
+
+    ```python
+    >>> import jax, jax.numpy as jnp
+    >>> import fibration as fb
+    >>> problem = fb.Problem(lambda w, x: w @ x, jnp.eye(2), jnp.array([[1.0], [2.0]]))
+    >>> w = jnp.zeros((1, 2))
+    >>> print(problem.cost(w), problem.gradient(w))
+    1.25 [[-0.5 -1. ]]
+    >>> problem.n_residuals, problem.n_parameters(w)
+    (2, 2)
+
+    ```
+    """
+
+    apply: Callable[..., Any]
+    inputs: Num[Array, "n ..."]
+    targets: Num[Array, "n ..."]
+    loss: AbstractLoss
+    weights: Float[Array, " n"] | None
+    n_outputs: int = eqx.field(static=True)
+
+    def __init__(
+        self,
+        apply: Any,
+        inputs: Any,
+        targets: Any,
+        *,
+        loss: AbstractLoss | None = None,
+        weights: Any = None,
+        allow_integer_inputs: bool = False,
+    ) -> None:
+        if not callable(apply):
+            raise ApplyError(
+                f"apply is {type(apply).__name__}", "a function apply(params, x)", "pass the function itself first"
+            )
+        loss = SquaredError() if loss is None else loss
+        inputs, targets = _validation.as_array(inputs, "inputs"), _validation.as_array(targets, "targets")
+        _validation.check_samples(inputs, targets)
+        if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not allow_integer_inputs:
+            raise IntegerDataError(
+                f"inputs are {inputs.dtype}",
+                "real inputs",
+                "convert them with `.astype(float)`; if the network takes indices, pass `allow_integer_inputs=True`",
+            )
+        _validation.check_finite(inputs, "inputs")
+        _validation.check_finite(targets, "targets")
+        self.apply, self.inputs, self.loss = apply, inputs, loss
+        self.targets = loss.prepare(targets)
+        self.weights = None if weights is None else _validation.as_weights(weights, inputs.shape[0])
+        self.n_outputs = loss.n_outputs(self.targets)
+
+    @classmethod
+    def from_equinox(cls, model: eqx.Module, inputs: Any, targets: Any, **options: Any) -> tuple["Problem", PyTree]:
+        """Build a problem from an Equinox model of one sample.
+
+        **Returns:** `(problem, params)`: `params` is `model` with its floating-point arrays only; everything else of
+        the model is held in `problem.apply`. `options` go to `Problem`.
+
+        ```python
+        >>> import equinox as eqx, jax, jax.numpy as jnp
+        >>> import fibration as fb
+        >>> model = eqx.nn.MLP(2, 1, 8, 1, key=jax.random.key(0))
+        >>> problem, params = fb.Problem.from_equinox(model, jnp.ones((5, 2)), jnp.zeros((5, 1)))
+        >>> problem.n_parameters(params)
+        33
+
+        ```
+        """
+        apply, params = _adapters.from_equinox(model)
+        return cls(apply, inputs, targets, **options), params
+
+    @classmethod
+    def from_flax(
+        cls, module: Any, variables: Any, inputs: Any, targets: Any, **options: Any
+    ) -> tuple["Problem", PyTree]:
+        """Build a problem from a Flax linen module and its variables.
+
+        **Returns:** `(problem, params)`: `params` is `variables["params"]`; the other collections are held constant.
+        The module is applied to batches of one, since linen modules are written for batches. `options` go to `Problem`.
+
+        **Raises:** `MissingExtraError` without Flax; `ParameterError` if `variables` has no "params".
+
+        ```python
+        >>> import flax.linen as nn, jax, jax.numpy as jnp
+        >>> import fibration as fb
+        >>> module, inputs = nn.Dense(1), jnp.ones((5, 2))
+        >>> variables = module.init(jax.random.key(0), inputs)
+        >>> problem, params = fb.Problem.from_flax(module, variables, inputs, jnp.zeros((5, 1)))
+        >>> problem.n_parameters(params)
+        3
+
+        ```
+        """
+        apply, params = _adapters.from_flax(module, variables)
+        return cls(apply, inputs, targets, **options), params
+
+    @classmethod
+    def from_torch(cls, module: Any, inputs: Any, targets: Any, **options: Any) -> tuple["Problem", PyTree]:
+        """Build a problem from a `torch.nn.Module`, run by JAX through torchax, in evaluation mode.
+
+        **Returns:** `(problem, params)`: `params` is a dictionary of the module's parameters by name; its buffers are
+        held constant. The module itself is not changed. `options` go to `Problem`.
+
+        **Raises:** `MissingExtraError` without torch and torchax.
+
+        ```python
+        problem, params = fb.Problem.from_torch(torch.nn.Linear(2, 1), inputs, targets)
+        ```
+        """
+        apply, params = _adapters.from_torch(module)
+        return cls(apply, inputs, targets, **options), params
+
+    @eqx.filter_jit
+    def outputs(self, params: PyTree) -> Float[Array, "n q"]:
+        """Compute the outputs of every sample, (N, Q)."""
+        outputs = jax.vmap(self.apply, in_axes=(None, 0))(params, self.inputs)
+        return outputs[:, None] if outputs.ndim == 1 else outputs
+
+    @eqx.filter_jit
+    def cost(self, params: PyTree) -> Float[Array, ""]:
+        """Compute the cost C(θ) = (1/N) Σᵢ wᵢ ℓᵢ, a scalar."""
+        costs = self.loss.per_sample(self.outputs(params), self.targets)
+        return jnp.mean(costs if self.weights is None else self.weights * costs)
+
+    @eqx.filter_jit
+    def residuals(self, params: PyTree) -> Float[Array, " m"]:
+        """Compute ρ = √(wᵢ/N) (xᵢ − yᵢ), samples first, (N·Q,), so that C = ½|ρ|².
+
+        **Raises:** `ParameterError` if the loss is not `SquaredError`: other costs are not sums of squares.
+        """
+        if not isinstance(self.loss, SquaredError):
+            raise ParameterError(
+                f"the loss is {type(self.loss).__name__}",
+                "SquaredError, whose cost is a sum of squares",
+                "use `problem.cost` and `problem.gradient`, which every loss has",
+            )
+        weights = jnp.ones(()) if self.weights is None else self.weights[:, None]
+        scaled = jnp.sqrt(weights / self.inputs.shape[0]) * (self.outputs(params) - self.targets)
+        return scaled.reshape(-1)
+
+    @property
+    def n_samples(self) -> int:
+        """The number N of samples."""
+        return int(self.inputs.shape[0])
+
+    @property
+    def n_residuals(self) -> int:
+        """The number N·Q of residuals: samples times outputs."""
+        return self.n_samples * self.n_outputs
+
+    def check(self, params: PyTree) -> None:
+        """Check that `apply` maps these parameters and one sample to Q outputs, by abstract evaluation.
+
+        **Raises:** `ParameterError` without floating-point leaves, `NonFiniteDataError` for NaN or infinity among them,
+        `ApplyError` if `apply` fails on one sample, is written for a batch, or returns another shape.
+        """
+        _validation.check_parameters(params)
+        sample = jax.ShapeDtypeStruct(self.inputs.shape[1:], self.inputs.dtype)
+        shape, failure = _validation.output_shape(self.apply, params, sample)
+        if shape in ((self.n_outputs,), *(((),) if self.n_outputs == 1 else ())):
+            return
+        batch = jax.ShapeDtypeStruct(self.inputs.shape, self.inputs.dtype)
+        if _validation.output_shape(self.apply, params, batch)[0] == (self.n_samples, self.n_outputs):
+            raise ApplyError(
+                f"apply works on the whole batch {self.inputs.shape} but not on one sample {sample.shape}",
+                "an apply(params, x) for ONE sample; Fibration batches it itself",
+                "drop the batch axis in apply, or wrap it: `lambda params, x: apply(params, x[None])[0]`",
+            ) from failure
+        if failure is not None:
+            raise ApplyError(
+                f"apply raised {type(failure).__name__} on one sample of shape {sample.shape}: {failure}",
+                f"an apply(params, x) that maps one sample to {self.n_outputs} outputs",
+                "call `apply(params, inputs[0])` by hand to see the error in full",
+            ) from failure
+        hint = "pass targets with one column for each output, or change the network's last layer"
+        if isinstance(self.loss, CrossEntropy) and self.targets.ndim == 1:
+            hint = "pass `loss=fb.CrossEntropy(n_classes=...)` if some classes do not occur in the targets"
+        raise ApplyError(
+            f"apply maps one sample of shape {sample.shape} to {'no array' if shape is None else f'shape {shape}'}",
+            f"shape ({self.n_outputs},), the number of outputs in the targets",
+            hint,
+        )
+
+
+class StackedProblem(AbstractProblem):
+    """Several problems over the same parameters, with cost C = Σ_b C_b; made by `stack`."""
+
+    problems: tuple[AbstractProblem, ...]
+
+    @eqx.filter_jit
+    def outputs(self, params: PyTree) -> tuple[Any, ...]:
+        """Compute each block's outputs: a tuple of (N_b, Q_b)."""
+        return tuple(problem.outputs(params) for problem in self.problems)
+
+    @eqx.filter_jit
+    def cost(self, params: PyTree) -> Float[Array, ""]:
+        """Compute the sum of the blocks' costs."""
+        return jnp.sum(jnp.stack([problem.cost(params) for problem in self.problems]))
+
+    @eqx.filter_jit
+    def residuals(self, params: PyTree) -> Float[Array, " m"]:
+        """Compute the blocks' residuals one after the other, so that C = ½|ρ|²."""
+        return jnp.concatenate([problem.residuals(params) for problem in self.problems])
+
+    @property
+    def n_residuals(self) -> int:
+        """The number of residuals of all blocks."""
+        return sum(problem.n_residuals for problem in self.problems)
+
+    def check(self, params: PyTree) -> None:
+        """Check every block; see `Problem.check`."""
+        for problem in self.problems:
+            problem.check(params)
+
+
+def stack(problems: Sequence[AbstractProblem]) -> StackedProblem:
+    """Join blocks of residuals over the same parameters, such as a differential equation's interior and boundary.
+
+    The cost is the sum of the blocks' costs, each with its own 1/N; weigh a block by its `weights`.
+
+    **Raises:** `EmptyDataError` without blocks.
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import fibration as fb
+    >>> block = lambda x, y: fb.Problem(lambda w, x: w * x, jnp.array([x]), jnp.array([y]))
+    >>> print(fb.stack([block(1.0, 2.0), block(3.0, 0.0)]).cost(jnp.array(1.0)))
+    5.0
+
+    ```
+    """
+    if not problems:
+        raise EmptyDataError("stack was given no problems", "at least one problem", "pass a list of problems")
+    return StackedProblem(tuple(problems))

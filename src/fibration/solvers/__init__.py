@@ -1,0 +1,23 @@
+"""Solvers: `solve`, `integrate` and `descend`, and what they take and return."""
+
+from ._checkpoint import Checkpoint
+from ._descend import descend
+from ._integrate import integrate
+from ._observe import StatefulObserver
+from ._options import Options, Progress
+from ._solve import solve
+from ._stop import Stop
+from ._trajectory import Result, Trajectory
+
+__all__ = [
+    "Checkpoint",
+    "Options",
+    "Progress",
+    "Result",
+    "StatefulObserver",
+    "Stop",
+    "Trajectory",
+    "descend",
+    "integrate",
+    "solve",
+]

@@ -1,0 +1,121 @@
+"""`descend`: fixed steps along a flow, or of an optax optimiser."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..errors import StepSizeError
+from ..flows import AbstractFlow
+from ..problem import AbstractProblem
+from ..trees import PyTree
+from ._checkpoint import Checkpoint
+from ._driver import drive
+from ._integrate import FlowField
+from ._observe import Observation, Observe
+from ._options import Options, ProgressCallback
+from ._record import Record
+from ._solve import as_coordinates, check_velocity, open_store
+from ._stepper import AbstractStepper
+from ._stop import Stop, bind
+from ._trajectory import Trajectory
+from ._update import EulerStepper, OptaxStepper
+
+
+def descend(
+    problem: AbstractProblem,
+    method: AbstractFlow | optax.GradientTransformation | Callable[..., PyTree],
+    params: PyTree,
+    *,
+    steps: int,
+    step_size: float | None = None,
+    save_every: int = 1,
+    stop: Stop | None = None,
+    observe: Observe = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    progress: ProgressCallback | None = None,
+    options: Options | None = None,
+) -> Trajectory:
+    """Descend in fixed steps: θ ← θ + η·flow(problem, θ, kη), or one update of an optax optimiser at a time.
+
+    With `GradientFlow` this is gradient descent, Euler's method on the gradient flow (Elkabetz and Cohen,
+    arXiv 2107.06608).
+
+    **Arguments:**
+
+    - `method`: a flow, which needs a `step_size`, or an optax optimiser, which has its own.
+    - `steps`: the number of steps; `save_every`: saved are every so many steps, the start and the end.
+    - the others: see `integrate`.
+
+    **Returns:** a `Trajectory`, with times kη for a flow, and numbers of steps for an optimiser.
+
+    **Raises:** what `integrate` raises. A descent whose parameters turn non-finite keeps the last finite ones and
+    returns with the result "nonfinite" and its time; see `Trajectory.raise_if_failed`.
+
+    ```python
+    >>> import jax.numpy as jnp, optax
+    >>> import fibration as fb
+    >>> problem = fb.Problem(lambda w, x: w * x, jnp.array([1.0]), jnp.array([0.0]))
+    >>> fb.descend(problem, fb.GradientFlow(), jnp.array(1.0), step_size=0.5, steps=3).params
+    array([1.   , 0.5  , 0.25 , 0.125], dtype=float32)
+    >>> fb.descend(problem, optax.sgd(0.5), jnp.array(1.0), steps=3).times
+    array([0., 1., 2., 3.])
+
+    ```
+    """
+    options = Options() if options is None else options
+    for name, value in (("steps", steps), ("save_every", save_every)):
+        if int(value) != value or value < 1:
+            raise StepSizeError(f"{name} = {value}", "a whole number, at least 1", f"pass {name}=1 or more")
+    params = as_coordinates(params)
+    problem.check(params)
+    state, constant = eqx.partition(params, eqx.is_inexact_array)
+    stepper, name = _stepper(problem, method, state, constant, step_size)
+    grid = np.unique(np.append(np.arange(0, int(steps) + 1, int(save_every)), int(steps)))
+    record = Record(
+        state,
+        len(grid) + 1,
+        constant=constant,
+        problem=problem,
+        observation=Observation(observe, problem, params),
+        options=options,
+    )
+    return drive(
+        stepper,
+        bind(stop, problem, constant),
+        state,
+        grid,
+        int(steps),
+        record,
+        method=name,
+        wall_seconds=None if stop is None else stop.wall_seconds,
+        store=open_store(checkpoint),
+        progress=progress,
+        options=options,
+    )
+
+
+def _stepper(
+    problem: AbstractProblem, method: Any, state: PyTree, constant: PyTree, step_size: float | None
+) -> tuple[AbstractStepper, str]:
+    if isinstance(method, optax.GradientTransformation):
+        if step_size is not None:
+            raise StepSizeError(
+                f"step_size = {step_size} beside an optax optimiser",
+                "no step_size: an optimiser has its own",
+                "set it in the optimiser, such as `optax.sgd(step_size)`",
+            )
+        return OptaxStepper(problem, constant, optax.with_extra_args_support(method)), "optax"
+    if step_size is None or not (np.isfinite(float(step_size)) and float(step_size) > 0):
+        raise StepSizeError(
+            f"step_size = {step_size}",
+            "a positive, finite step size for descent along a flow",
+            "pass `step_size=`; below 2/sharpness gradient descent is stable (`fb.curvature.largest_eigenpair`)",
+        )
+    field = FlowField(method, problem, constant)
+    check_velocity(field, state, 0.0)
+    return EulerStepper(field, jnp.asarray(float(step_size))), "Euler"

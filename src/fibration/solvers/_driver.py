@@ -1,0 +1,199 @@
+"""The driver: compiled chunks of steps, and between them everything that compiled code cannot do."""
+
+import time as clock_of
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Real
+
+from ..errors import ObserverError
+from ..trees import PyTree
+from ._checkpoint import CheckpointStore
+from ._options import Options, Progress, ProgressCallback
+from ._record import Record
+from ._stepper import FAILURE_NAMES, RUNNING, AbstractStepper, Carry
+from ._stop import Conditions
+from ._trajectory import Result, Trajectory
+
+
+class _Chunk(eqx.Module):
+    """What one compiled chunk hands back: the carry, and the saved times that it passed."""
+
+    carry: Carry
+    next_save: Int[Array, ""]
+    tried: Int[Array, ""]
+    filled: Int[Array, ""]
+    buffer: PyTree
+
+
+@eqx.filter_jit
+def _advance(
+    stepper: AbstractStepper,
+    conditions: Conditions,
+    carry: Carry,
+    grid: Real[Array, " T"],
+    end: Real[Array, ""],
+    next_save: Int[Array, ""],
+    max_tries: Int[Array, ""],
+    slots: int,
+) -> _Chunk:
+    """Try up to `max_tries` steps, or until `slots` saved times are passed, the end is reached, or a stop is met."""
+    buffer = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), carry.state)
+
+    def due(chunk: _Chunk) -> Array:
+        index = jnp.minimum(chunk.next_save, grid.size - 1)
+        return (chunk.next_save < grid.size) & (grid[index] <= chunk.carry.clock)
+
+    def unfinished(chunk: _Chunk) -> Array:
+        running = (chunk.carry.code == RUNNING) & (chunk.carry.clock < end)
+        return running & (chunk.tried < max_tries) & (chunk.filled < slots)
+
+    def save(chunk: _Chunk) -> _Chunk:
+        clock = grid[chunk.next_save]
+        state = jax.lax.cond(
+            clock < chunk.carry.clock, lambda: stepper.interpolate(chunk.carry, clock), lambda: chunk.carry.state
+        )
+        spent = (clock < chunk.carry.clock) * stepper.evaluations_per_save
+        carry = eqx.tree_at(lambda c: c.evaluations, chunk.carry, chunk.carry.evaluations + spent)
+        buffer = jax.tree.map(lambda b, s: b.at[chunk.filled].set(s), chunk.buffer, state)
+        return _Chunk(carry, chunk.next_save + 1, chunk.tried, chunk.filled + 1, buffer)
+
+    def save_all(chunk: _Chunk) -> _Chunk:
+        return jax.lax.while_loop(lambda c: (c.filled < slots) & due(c), save, chunk)
+
+    def test(carry: Carry) -> Carry:
+        met = conditions.first_met(carry.state, stepper.time(carry.clock))
+        evaluations = carry.evaluations + conditions.gradient_evaluations
+        return eqx.tree_at(lambda c: (c.code, c.evaluations), carry, (met, evaluations))
+
+    def body(chunk: _Chunk) -> _Chunk:
+        carry = stepper.step(chunk.carry, end)
+        if conditions.tests:
+            carry = jax.lax.cond((carry.code == RUNNING) & carry.accepted, test, lambda c: c, carry)
+        return save_all(_Chunk(carry, chunk.next_save, chunk.tried + 1, chunk.filled, chunk.buffer))
+
+    zero = jnp.zeros((), jnp.result_type(int))
+    # Saved times that a full buffer left over come first, so that no step is tried while one is due.
+    return jax.lax.while_loop(unfinished, body, save_all(_Chunk(carry, next_save, zero, zero, buffer)))
+
+
+def drive(
+    stepper: AbstractStepper,
+    conditions: Conditions,
+    state: PyTree,
+    grid: Real[np.ndarray, " T"],
+    end: float | int,
+    record: Record,
+    *,
+    method: str,
+    wall_seconds: float | None,
+    store: CheckpointStore | None,
+    progress: ProgressCallback | None,
+    options: Options,
+) -> Trajectory:
+    """Run a stepper to its end, saving at the clocks in `grid`.
+
+    Memory: the carry, a buffer of at most `options.buffer_bytes`, and the record; none grows with the number of steps.
+    """
+    began = clock_of.monotonic()
+    seconds_before = 0.0  # of earlier attempts at this run
+    bytes_per_save = max(1, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+    slots = int(np.clip(options.buffer_bytes // bytes_per_save, 1, min(len(_padded(grid)), 256)))
+    carry = stepper.init(state, jnp.asarray(end))
+    device_end = jnp.asarray(end, carry.clock.dtype)
+    grid, end = grid.astype(carry.clock.dtype), device_end.item()  # one rounding for both sides
+    device_grid = jnp.asarray(_padded(grid))
+    next_save, tried, finished = 0, 0, None
+    stats: dict[str, Any] = {"method": method}
+    if store is not None:
+        store.bind(stepper, conditions, carry, grid, end, record)
+        loaded = store.load(carry, record)
+        if loaded is not None:
+            carry, next_save, tried, seconds_before, finished = loaded
+            stats["resumed_at"] = float(stepper.time(carry.clock))
+
+    def seconds() -> float:
+        return seconds_before + clock_of.monotonic() - began
+
+    def so_far() -> dict[str, Any]:
+        cost_evaluations = int(carry.steps) * conditions.cost_evaluations
+        return stats | {
+            "gradient_evaluations": int(carry.evaluations),
+            "cost_evaluations": cost_evaluations + (0 if record.costs is None else record.n),
+            "steps": int(carry.steps),
+            "rejected": int(carry.rejected),
+            "wall_seconds": seconds(),
+        }
+
+    def result(code: str) -> Result:
+        return Result(code, float(stepper.time(carry.clock)))
+
+    def save(code: str | None) -> None:
+        if store is not None:
+            store.save(carry, record, next_save=next_save, tried=tried, seconds=seconds(), finished=code)
+
+    def report(done: bool) -> None:
+        if progress is not None:
+            first = float(grid[0])
+            fraction = 1.0 if done else (carry.clock.item() - first) / (end - first)
+            now = float(stepper.time(carry.clock))
+            cost, evaluations = record.last_cost, int(carry.evaluations)
+            progress(Progress(fraction, now, int(carry.steps), evaluations, cost, seconds(), done))
+
+    chunk_tries = 8
+    deadline = began + (float("inf") if wall_seconds is None else wall_seconds)
+    try:
+        while finished is None:
+            chunk_began = clock_of.monotonic()
+            tries = jnp.asarray(min(chunk_tries, options.max_steps - tried))
+            chunk = _advance(stepper, conditions, carry, device_grid, device_end, jnp.asarray(next_save), tries, slots)
+            carry, filled = jax.block_until_ready(chunk.carry), int(chunk.filled)
+            tried += int(chunk.tried)
+            if filled:
+                saved = np.asarray(stepper.time(grid[next_save : next_save + filled]), float)
+                next_save += filled
+                record.extend(saved, chunk.buffer)
+            if next_save == len(grid) or grid[next_save] > carry.clock.item():
+                finished = _ending(carry, conditions, end, options.max_steps - tried, deadline)
+            # A run cut short by a limit is not over: its checkpoint lets a later call go on.
+            cut_short = finished in ("wall_seconds", "max_steps")
+            if store is not None and (cut_short or (finished is None and store.due())):
+                save(None)
+            if (
+                finished not in (None, "completed")
+                and (now := float(stepper.time(carry.clock))) > record.times[record.n - 1]
+            ):
+                record.extend(np.asarray([now]), jax.tree.map(lambda leaf: leaf[None], carry.state))
+            if finished is not None and not cut_short:
+                save(finished)
+            report(done=finished is not None)
+            took = clock_of.monotonic() - chunk_began
+            chunk_tries = max(1, chunk_tries * 2 if took < options.chunk_seconds else chunk_tries // 2)
+    except ObserverError as error:
+        error.trajectory = record.trajectory(result("observer_raised"), so_far())
+        raise
+    return record.trajectory(result(finished), so_far())
+
+
+def _padded(grid: Real[np.ndarray, " T"]) -> Real[np.ndarray, " S"]:
+    """Pad to a power of two with clocks that are never reached, so that few lengths are ever compiled."""
+    never = np.inf if grid.dtype.kind == "f" else np.iinfo(grid.dtype).max
+    size = 1 << (len(grid) - 1).bit_length()
+    return np.concatenate([grid, np.full(size - len(grid), never, grid.dtype)])
+
+
+def _ending(carry: Carry, conditions: Conditions, end: float | int, tries_left: int, deadline: float) -> str | None:
+    """Name the reason why the run is over, or give `None`."""
+    code = int(carry.code)
+    if code > RUNNING:
+        return conditions.codes[code - 1]
+    if code < RUNNING:
+        return FAILURE_NAMES[code]
+    if carry.clock.item() >= end:
+        return "completed"
+    if tries_left <= 0:
+        return "max_steps"
+    return "wall_seconds" if clock_of.monotonic() >= deadline else None

@@ -1,0 +1,101 @@
+"""The saved times of a run, on the host: their memory is set aside before the first step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ..errors import MemoryBudgetError
+from ..problem import AbstractProblem
+from ..trees import PyTree
+from ._observe import Observation
+from ._options import Options
+from ._trajectory import Result, Trajectory
+
+
+class Record:
+    """Times, states and costs saved so far, and the observers that look at them.
+
+    `n_saved`: how many times the run will save at most, the stop's own included; `constant`: the leaves of the
+    parameters that are no coordinates; `problem`: `None` for a bare field.
+    """
+
+    def __init__(
+        self,
+        state: PyTree,
+        n_saved: int,
+        *,
+        constant: PyTree,
+        problem: AbstractProblem | None,
+        observation: Observation | None,
+        options: Options,
+    ) -> None:
+        leaves = jax.tree.leaves(state)
+        rows = n_saved if options.save == "all" else 1
+        needed = rows * sum(leaf.nbytes for leaf in leaves)
+        if needed > options.memory_budget:
+            raise MemoryBudgetError(
+                f"{rows} saved times of {needed // rows:,} bytes each make {needed:,} bytes",
+                f"at most {options.memory_budget:,} bytes (Options.memory_budget)",
+                'save fewer times (`times=`, `save_every=`), or pass `options=fb.Options(save="last")`',
+            )
+        self.structure = jax.tree.structure(state)
+        self.constant, self.problem, self.observation, self.options = constant, problem, observation, options
+        self.times = np.zeros(n_saved)
+        self.costs = None if problem is None else np.zeros(n_saved)
+        self.leaves = [np.zeros((rows, *leaf.shape), leaf.dtype) for leaf in leaves]
+        self.n = 0
+
+    def extend(self, times: Float[np.ndarray, " k"], states: PyTree) -> None:
+        """Add saved times: `states` is a pytree with a leading axis of at least k rows."""
+        count = len(times)
+        costs = None if self.problem is None else _costs(self.problem, self.constant, states, jnp.asarray(count))
+        host = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
+        new = slice(self.n, self.n + count)
+        for target, source in zip(self.leaves, host, strict=True):
+            if self.options.save == "all":
+                target[new] = source[:count]
+            else:
+                target[0] = source[count - 1]
+        self.times[new] = times
+        if self.costs is not None and costs is not None:
+            self.costs[new] = costs[:count]
+        self.n += count
+        if self.observation is not None:
+            for row, time in enumerate(times):
+                state = jax.tree.unflatten(self.structure, [jnp.asarray(source[row]) for source in host])
+                self.observation.record(eqx.combine(state, self.constant), float(time))
+
+    @property
+    def last_cost(self) -> float | None:
+        """The cost at the last saved time."""
+        return float(self.costs[self.n - 1]) if self.costs is not None and self.n else None
+
+    def trajectory(self, result: Result, stats: Mapping[str, Any]) -> Trajectory:
+        """Make the trajectory of what was saved and observed so far."""
+        count = self.n
+        observed: dict[str, np.ndarray] = {}
+        if self.observation is not None:
+            # An observer that raised at the last saved time has one value less.
+            count = min([count, *(len(v) for v in self.observation.values.values())])
+            observed = self.observation.stacked(count)
+        rows = count if self.options.save == "all" else min(count, 1)
+        params = eqx.combine(jax.tree.unflatten(self.structure, [leaf[:rows] for leaf in self.leaves]), self.constant)
+        costs = None if self.costs is None else self.costs[:count]
+        return Trajectory(self.times[:count], params, costs, observed, result, stats)
+
+
+@eqx.filter_jit
+def _costs(problem: AbstractProblem, constant: PyTree, states: PyTree, count: Int[Array, ""]) -> Float[Array, " slots"]:
+    """Compute the costs of the first `count` states, one after the other."""
+    slots = jax.tree.leaves(states)[0].shape[0]
+
+    def one(row: Array, costs: Array) -> Array:
+        state = jax.tree.map(lambda leaf: leaf[row], states)
+        return costs.at[row].set(problem.cost(eqx.combine(state, constant)).astype(costs.dtype))
+
+    return jax.lax.fori_loop(0, count, one, jnp.zeros(slots, jnp.result_type(float)))

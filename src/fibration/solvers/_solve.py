@@ -1,0 +1,247 @@
+"""`solve`: the driver for any vector field; `integrate` and `descend` are built on the pieces here."""
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import _validation
+from ..errors import FlowError, NonFiniteDataError, PrecisionWarning, ShapeError, StepSizeError, TimeSpanError
+from ..problem import AbstractProblem
+from ..trees import PyTree
+from ._checkpoint import Checkpoint, CheckpointStore
+from ._driver import drive
+from ._observe import Observation
+from ._ode import AdaptiveStepper, choose_method
+from ._options import Options, ProgressCallback
+from ._record import Record
+from ._stop import Conditions
+from ._trajectory import Trajectory
+
+
+def solve(
+    field: Callable[[Any, PyTree], PyTree],
+    state: PyTree,
+    t1: float,
+    *,
+    t0: float = 0.0,
+    rtol: float = 1e-6,
+    atol: float = 1e-9,
+    times: Any = None,
+    method: str | diffrax.AbstractERK = "auto",
+    first_step: float | None = None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
+    progress: ProgressCallback | None = None,
+    options: Options | None = None,
+) -> Trajectory:
+    """Solve θ' = field(t, θ) from `state` at `t0` to `t1` with error control.
+
+    **Arguments:**
+
+    - `field`: `field(time, state)` returns the velocity, a pytree like `state`; JAX must be able to trace it.
+    - `state`: the initial state, a pytree of floating-point or complex arrays.
+    - `rtol`, `atol`: a step is accepted if the root mean square of error/(atol + rtol·|θ|) is below one.
+    - `times` (T,): increasing times to save at, within [t0, t1]; 101 equally spaced ones by default. Saving
+      interpolates, and does not change the steps.
+    - `method`: "tsit5", "dopri8", "dopri5", "bosh3", an explicit Runge–Kutta method of diffrax, or "auto": Tsit5 down
+      to rtol 1e-9, Dopri8 below.
+    - `first_step`: the first step's size; chosen from two evaluations by default.
+    - `checkpoint`, `progress`, `options`: see `Checkpoint`, `Progress`, `Options`.
+
+    **Returns:** a `Trajectory` whose `params` are the states and whose `costs` are `None`.
+
+    **Raises:** `TimeSpanError`, `StepSizeError`, `FlowError`, `NonFiniteDataError`, `MemoryBudgetError`, and those of
+    `Checkpoint`. A run that turns non-finite raises nothing: it returns what it has, with the result "nonfinite".
+
+    Allocates T states on the host, a buffer, and about ten states (Tsit5) or seventeen (Dopri8) for the method.
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import fibration as fb
+    >>> rotation = lambda t, y: jnp.array([-y[1], y[0]])
+    >>> run = fb.solvers.solve(rotation, jnp.array([1.0, 0.0]), jnp.pi, rtol=1e-4, times=[jnp.pi])
+    >>> bool(abs(run.params[-1, 0] + 1) < 1e-3)
+    True
+
+    ```
+    """
+    state = as_coordinates(state)
+    _validation.check_parameters(state)
+    variable, constant = eqx.partition(state, eqx.is_inexact_array)
+    if jax.tree.leaves(constant):
+        raise FlowError(
+            "the state has leaves that are not floating-point", "floating-point leaves only", "close over the rest"
+        )
+    return solve_field(
+        field,
+        variable,
+        t1,
+        t0=t0,
+        rtol=rtol,
+        atol=atol,
+        times=times,
+        method=method,
+        first_step=first_step,
+        checkpoint=checkpoint,
+        progress=progress,
+        options=options,
+        constant=constant,
+    )
+
+
+def solve_field(
+    field: Callable[[Any, PyTree], PyTree],
+    state: PyTree,
+    t1: float,
+    *,
+    t0: float,
+    rtol: float,
+    atol: float,
+    times: Any,
+    method: str | diffrax.AbstractERK,
+    first_step: float | None,
+    checkpoint: Checkpoint | str | os.PathLike[str] | None,
+    progress: ProgressCallback | None,
+    options: Options | None,
+    constant: PyTree,
+    conditions: Conditions | None = None,
+    wall_seconds: float | None = None,
+    problem: AbstractProblem | None = None,
+    observation: Observation | None = None,
+) -> Trajectory:
+    """Do what `solve` says, for a state of coordinates only, with what a problem adds to it."""
+    options = Options() if options is None else options
+    start, end = check_span(t0, t1)
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not (np.isfinite(float(value)) and float(value) >= 0) or float(rtol) + float(atol) == 0:
+            raise StepSizeError(f"{name} = {value}", "finite tolerances, not both zero", "try rtol=1e-6, atol=1e-9")
+    if first_step is not None and not 0 < float(first_step) <= end - start:
+        raise StepSizeError(f"first_step = {first_step}", f"a step in (0, {end - start:g}]", "leave it out")
+    warn_of_precision(state, float(rtol))
+    grid = save_times(times, start, end)
+    check_velocity(field, state, start)
+    chosen = choose_method(method, float(rtol))
+    dtype = jnp.result_type(float)
+    stepper = AdaptiveStepper(
+        field=field,
+        method=chosen,
+        rtol=jnp.asarray(rtol, dtype),
+        atol=jnp.asarray(atol, dtype),
+        start=jnp.asarray(start, dtype),
+        first_step=None if first_step is None else jnp.asarray(first_step, dtype),
+    )
+    record = Record(state, len(grid) + 1, constant=constant, problem=problem, observation=observation, options=options)
+    return drive(
+        stepper,
+        Conditions((), (), 0, 0) if conditions is None else conditions,
+        state,
+        grid,
+        end,
+        record,
+        method=type(chosen).__name__,
+        wall_seconds=wall_seconds,
+        store=open_store(checkpoint),
+        progress=progress,
+        options=options,
+    )
+
+
+def as_coordinates(params: PyTree) -> PyTree:
+    """Turn Python and numpy numbers among the leaves into JAX arrays; leave everything else alone."""
+
+    def convert(leaf: Any) -> Any:
+        floating = isinstance(leaf, float | complex) or (
+            isinstance(leaf, np.ndarray | np.generic) and np.issubdtype(leaf.dtype, np.inexact)
+        )
+        return jnp.asarray(leaf) if floating else leaf
+
+    return jax.tree.map(convert, params)
+
+
+def open_store(checkpoint: Checkpoint | str | os.PathLike[str] | None) -> CheckpointStore | None:
+    """Open the checkpoint directory, if there is to be one."""
+    if checkpoint is None:
+        return None
+    return CheckpointStore(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint))
+
+
+def check_span(t0: float, t1: float) -> tuple[float, float]:
+    """Check that t1 is finite and after t0."""
+    start, end = float(t0), float(t1)
+    if not (np.isfinite(start) and np.isfinite(end) and end > start):
+        raise TimeSpanError(
+            f"the flow was asked to run from t0 = {start:g} to t1 = {end:g}",
+            "finite times with t1 > t0",
+            "pass a larger t1; to follow a flow backwards, negate it",
+        )
+    return start, end
+
+
+def save_times(times: Any, start: float, end: float) -> np.ndarray:
+    """Check the times to save at, or choose 101 of them."""
+    if times is None:
+        return np.linspace(start, end, 101)
+    grid = np.atleast_1d(np.asarray(times, float))
+    slack = 4 * float(jnp.finfo(jnp.result_type(float)).eps) * max(abs(start), abs(end))
+    if grid.ndim != 1 or grid.size == 0 or not np.all(np.isfinite(grid)) or np.any(np.diff(grid) <= 0):
+        raise TimeSpanError(
+            f"times of shape {np.shape(times)} that are not strictly increasing and finite",
+            "a vector of increasing times",
+            "sort them and drop repetitions: `np.unique(times)`",
+        )
+    if grid[0] < start - slack or grid[-1] > end + slack:
+        raise TimeSpanError(
+            f"times from {grid[0]:g} to {grid[-1]:g}",
+            f"times within [{start:g}, {end:g}]",
+            "change t1 or drop the others",
+        )
+    return np.clip(grid, start, end)
+
+
+def warn_of_precision(state: PyTree, rtol: float) -> None:
+    """Warn when the floating-point type cannot carry the tolerance."""
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(state))
+    if rtol < 8 * eps:
+        warnings.warn(
+            f"rtol = {rtol:g} is below what these parameters can carry (machine epsilon {eps:.1e}); enable float64 "
+            'with `jax.config.update("jax_enable_x64", True)` before making arrays, or ask for a larger rtol',
+            PrecisionWarning,
+            stacklevel=4,
+        )
+
+
+def check_velocity(field: Callable[[Any, PyTree], PyTree], state: PyTree, start: float) -> None:
+    """Check by abstract evaluation that the field returns a pytree like the state, and by one that it is finite."""
+    time = jnp.asarray(start, jnp.result_type(float))
+    velocity = eqx.filter_eval_shape(field, time, state)
+    if jax.tree.structure(velocity) != jax.tree.structure(state):
+        raise FlowError(
+            f"the velocity has the structure {jax.tree.structure(velocity)}",
+            f"the structure of the parameters, {jax.tree.structure(state)}",
+            "return one array for every floating-point array of the parameters, and None at other leaves",
+        )
+    for wanted, found in zip(jax.tree.leaves(state), jax.tree.leaves(velocity), strict=True):
+        if wanted.shape != found.shape:
+            raise ShapeError(
+                f"the velocity of a leaf of shape {wanted.shape} has shape {found.shape}",
+                "a velocity shaped like the parameters",
+                "check the flow for a transpose or a sum over the wrong axis",
+            )
+    first = _evaluate(field, time, state)
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(first)):
+        raise NonFiniteDataError(
+            "the velocity at the initial parameters holds NaN or infinity",
+            "a finite velocity to start from",
+            "start from other parameters: smaller weights, or away from a singular point of the flow",
+        )
+
+
+@eqx.filter_jit
+def _evaluate(field: Callable[[Any, PyTree], PyTree], time: Any, state: PyTree) -> PyTree:
+    return field(time, state)

@@ -1,0 +1,57 @@
+"""Facts about the machine and the libraries of a run."""
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import jax
+
+from .._version import __version__
+
+EXTRAS = {
+    "report": ("jinja2", "matplotlib", "plotly"),
+    "scale": ("dask", "distributed", "pyarrow", "zarr"),
+    "flax": ("flax",),
+    "torch": ("torch", "torchax"),
+}
+
+
+def machine_facts() -> dict[str, Any]:
+    """Tell versions, devices and precision, by name.
+
+    ```python
+    >>> import fibration as fb
+    >>> fb.study.machine_facts()["fibration"] == fb.__version__
+    True
+
+    ```
+    """
+    packages = {name: importlib.metadata.version(name) for name in ("jax", "equinox", "diffrax", "optax", "numpy")}
+    return {
+        "fibration": __version__,
+        "python": platform.python_version(),
+        **packages,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu cores": os.cpu_count(),
+        "devices": ", ".join(str(device) for device in jax.devices()),
+        "backend": jax.default_backend(),
+        "float64": "on" if jax.config.read("jax_enable_x64") else "off",
+    }
+
+
+def extras() -> dict[str, list[str]]:
+    """Tell for each extra which of its packages are missing; an empty list is a complete extra.
+
+    ```python
+    >>> import fibration as fb
+    >>> sorted(fb.study.extras())
+    ['flax', 'report', 'scale', 'torch']
+
+    ```
+    """
+    return {
+        extra: [name for name in packages if importlib.util.find_spec(name) is None]
+        for extra, packages in EXTRAS.items()
+    }

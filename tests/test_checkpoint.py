@@ -1,0 +1,215 @@
+"""Runs that are really killed, and what they leave behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fibration as fb
+from fibration.errors import CheckpointError, CheckpointMismatchError, OutputDirectoryError
+from problems import quadratic
+
+SCRIPT = """
+import json, sys
+import jax
+jax.config.update("jax_enable_x64", True)
+import jax.numpy as jnp
+import numpy as np
+import optax
+import fibration as fb
+
+kind, directory, out = sys.argv[1:]
+inputs, targets = fb.datasets.digits(samples=60, one_hot=True)
+apply, params = fb.networks.mlp((64, 12, 10), "tanh", key=jax.random.key(0))
+problem = fb.Problem(apply, inputs, targets)
+checkpoint = fb.Checkpoint(directory, every=0.05) if directory != "none" else None
+common = dict(checkpoint=checkpoint, observe={"sharpness": fb.curvature.Sharpness()})
+common["options"] = fb.Options(chunk_seconds=0.03)
+if kind == "integrate":
+    run = fb.integrate(problem, fb.GradientFlow(), params, t1=60.0, rtol=1e-6, **common)
+elif kind == "descend":
+    run = fb.descend(problem, fb.GradientFlow(), params, step_size=0.02, steps=16_000, save_every=100, **common)
+else:
+    run = fb.descend(problem, optax.noisy_sgd(1e-2, key=1), params, steps=12_000, save_every=100, **common)
+leaves = {f"leaf{i}": leaf for i, leaf in enumerate(jax.tree.leaves(run.params))}
+np.savez(out, times=run.times, costs=run.costs, sharpness=run.observed["sharpness"], **leaves)
+stats = {k: v for k, v in run.stats.items() if k != "wall_seconds"}
+print(json.dumps(stats | {"code": run.result.code}))
+"""
+
+
+def start(kind, directory, out):
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, kind, str(directory), str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+
+
+def stats_of(process):
+    out, _ = process.communicate(timeout=250)
+    assert process.returncode == 0
+    return json.loads(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "kills"), [("integrate", [3]), ("descend", [2, 5]), ("optax", [3])])
+def test_a_killed_run_goes_on_to_bit_identical_results(kind, kills, tmp_path):
+    directory, whole, resumed = tmp_path / "checkpoint", tmp_path / "whole.npz", tmp_path / "resumed.npz"
+    expected = stats_of(start(kind, "none", whole))
+    victims, n_saved = 0, 0
+    for target in kills:  # further on each time
+        process = start(kind, directory, resumed)
+        deadline = time.monotonic() + 200
+        while process.poll() is None and time.monotonic() < deadline:
+            n_saved = len(list(directory.glob("saved-*.npz")))
+            if n_saved >= target and (directory / "state.npz").exists():
+                break
+            time.sleep(0.005)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            victims += 1
+        process.wait()
+        process.stdout.close()
+    assert victims == len(kills)
+    assert not resumed.exists()
+    stats = stats_of(start(kind, directory, resumed))
+    assert stats.pop("resumed_at") > 0
+    assert stats == expected
+    with np.load(whole) as a, np.load(resumed) as b:
+        assert a.files == b.files
+        for name in a.files:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+PROBLEM, START = quadratic(np.diag([1.0, 2.0])), np.ones(2)
+
+
+def run(directory, **changes):
+    call = {"t1": 2.0, "rtol": 1e-5, "observe": {"sum": lambda p, w: jnp.sum(w)}} | changes
+    problem = call.pop("problem", PROBLEM)
+    return fb.integrate(problem, fb.GradientFlow(), call.pop("start", START), checkpoint=directory, **call)
+
+
+def test_a_finished_run_is_read_and_not_computed(tmp_path):
+    first = run(tmp_path)
+    calls = []
+    again = run(tmp_path, progress=calls.append)
+    assert calls == []  # no chunk was run
+    assert again.result == first.result
+    assert again.stats["resumed_at"] == 2.0
+    np.testing.assert_array_equal(again.params, first.params)
+
+
+def test_a_run_cut_short_by_a_limit_goes_on(tmp_path):
+    cut = run(tmp_path, options=fb.Options(max_steps=5))
+    assert cut.result.code == "max_steps"
+    whole, rest = run(None), run(tmp_path)
+    assert rest.stats["resumed_at"] == cut.result.time
+    np.testing.assert_array_equal(rest.params, whole.params)
+    np.testing.assert_array_equal(rest.times, whole.times)
+    np.testing.assert_array_equal(rest.observed["sum"], whole.observed["sum"])
+    assert rest.stats["gradient_evaluations"] == whole.stats["gradient_evaluations"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"problem": quadratic(np.diag([1.0, 2.5]))}, "data"),
+        ({"start": np.array([1.0, 1.5])}, "initial parameters"),
+        ({"t1": 3.0}, "saved times"),
+        ({"rtol": 1e-4}, "tolerances"),
+        ({"method": "dopri5"}, "network, flow or method"),
+        ({"observe": None}, "observers"),
+        ({"stop": fb.Stop(cost_below=1e-20)}, "network, flow or method"),
+        ({"problem": fb.Problem(lambda w, x: x @ w + 0.0 * w[0], PROBLEM.inputs, PROBLEM.targets)}, "network"),
+    ],
+)
+def test_a_checkpoint_of_another_call_is_refused_and_kept(changes, what, tmp_path):
+    run(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CheckpointMismatchError, match=what):
+        run(tmp_path, **changes)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_save_last_is_resumed_too(tmp_path):
+    options = {"options": fb.Options(save="last", max_steps=5)}
+    run(tmp_path, **options)
+    rest = run(tmp_path, options=fb.Options(save="last"))
+    np.testing.assert_array_equal(rest.params[0], run(None).params[-1])
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    run(tmp_path)
+    state = tmp_path / "state.npz"
+    whole = state.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"not a zip file" * 50):
+        state.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="delete the directory"):
+            run(tmp_path)
+    state.write_bytes(whole)
+    next(iter(tmp_path.glob("saved-*.npz"))).unlink()
+    with pytest.raises(CheckpointError, match="FileNotFoundError"):
+        run(tmp_path)
+
+
+def test_a_pickle_in_a_checkpoint_is_never_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    directory = tmp_path / "checkpoint"
+    run(directory)
+    with np.load(directory / "state.npz") as stored:
+        arrays = dict(stored)
+    arrays["carry-0"] = np.array([Bomb()], dtype=object)
+    np.savez(directory / "state.npz", **arrays, allow_pickle=True)
+    with pytest.raises(CheckpointError):
+        run(directory)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputDirectoryError, match="another directory"):
+        run(tmp_path / "file" / "below")
+
+
+def test_other_versions_warn_and_go_on(tmp_path):
+    run(tmp_path, options=fb.Options(max_steps=5))
+    path = tmp_path / "state.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    facts = json.loads(str(arrays["facts"]))
+    facts["versions"]["jax"] = "0.0.1"
+    arrays["facts"] = np.asarray(json.dumps(facts))
+    np.savez(path, **arrays)
+    with pytest.warns(fb.errors.VersionWarning, match=r"jax 0\.0\.1"):
+        rest = run(tmp_path)
+    np.testing.assert_allclose(rest.params, run(None).params, rtol=1e-12)
+
+
+def test_half_precision_parameters_and_random_keys_survive(tmp_path):
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    problem = fb.Problem(lambda p, x: p["w"].astype(jnp.float32) @ x, jnp.ones((2, 3)), jnp.zeros((2, 1)))
+    optimiser = optax.chain(optax.add_noise(1e-2, 0.5, jax.random.key(7)), optax.sgd(0.1))
+
+    def descend(directory, **options):
+        return fb.descend(problem, optimiser, params, steps=40, checkpoint=directory, options=fb.Options(**options))
+
+    descend(tmp_path, max_steps=11)
+    whole, rest = descend(None), descend(tmp_path)
+    assert rest.stats["resumed_at"] == 11
+    assert whole.params["w"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(rest.params["w"].view(np.uint16), whole.params["w"].view(np.uint16))
