@@ -5,7 +5,7 @@ from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 
-def _reset(namespace):
+def _reset(namespace):  # noqa: ARG001
     # The examples turn float64 on, as a reader would; the next document starts without it.
     jax.config.update("jax_enable_x64", False)
 

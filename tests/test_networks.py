@@ -14,6 +14,7 @@ from scipy.special import erf
 
 from fibration import networks
 from fibration.errors import ShapeError, UnknownNameError
+from fibration.networks import _deep_linear
 
 BY_HAND = {
     "tanh": np.tanh,
@@ -269,7 +270,7 @@ def test_a_bottleneck_keeps_the_leading_singular_values():
 
 def test_random_frames_are_uniformly_distributed():
     # For the uniform distribution on frames E[Q] = 0 and E[Q_ij²] = 1/d; LAPACK's sign convention would give Q_11 < 0.
-    frames = jax.vmap(lambda key: networks._random_frame(key, 4, 2))(jax.random.split(jax.random.key(0), 4000))
+    frames = jax.vmap(lambda key: _deep_linear._random_frame(key, 4, 2))(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(np.mean(frames, axis=0), 0, atol=5 * 0.5 / np.sqrt(4000))
     np.testing.assert_allclose(np.mean(frames**2, axis=0), 0.25, atol=5 * 0.25 / np.sqrt(4000))
 

@@ -7,11 +7,12 @@ import jax
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from . import report, study
 from ._validation import writable_directory
 from ._version import __version__
-from .errors import FibrationError
+from .errors import FibrationError, MissingExtraError
 
 app: typer.Typer = typer.Typer(
     name="fibration",
@@ -46,7 +47,12 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller network and a shorter time.")] = False,
 ) -> None:
     """Is gradient descent following gradient flow? Run both on handwritten digits, and draw a page."""
-    writable_directory(out)  # say so before a minute's work, not after
+    # Said before a minute's work, not after it.
+    writable_directory(out)
+    if missing := study.extras()["report"]:
+        raise MissingExtraError(
+            f"{', '.join(missing)} cannot be imported", "the extra `report`", "pip install 'fibration[report]'"
+        )
     with study.ProgressBar() as bar:
         result = study.digits_fidelity(quick=quick, progress=bar.task)
     page = report.write_page(report.fidelity_page(result), out / "index.html")
@@ -61,10 +67,10 @@ def doctor() -> None:
     """Print versions, devices, precision, and which extras are missing."""
     table = Table(show_header=False, box=None)
     for name, value in study.machine_facts().items():
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))
     for extra, missing in study.extras().items():
         state = "complete" if not missing else f"missing {', '.join(missing)}: pip install 'fibration[{extra}]'"
-        table.add_row(f"extra {extra}", state)
+        table.add_row(f"extra {extra}", Text(state))  # not markup: an extra stands in brackets
     # Wide enough that no line is folded in a file or a bug report.
     Console(width=None if Console().is_terminal else 120).print(table)
 

@@ -51,7 +51,11 @@ def extras() -> dict[str, list[str]]:
 
     ```
     """
-    return {
-        extra: [name for name in packages if importlib.util.find_spec(name) is None]
-        for extra, packages in EXTRAS.items()
-    }
+    return {extra: [name for name in packages if not _installed(name)] for extra, packages in EXTRAS.items()}
+
+
+def _installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ImportError:  # what a broken or a blocked installation raises
+        return False
