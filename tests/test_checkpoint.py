@@ -143,6 +143,31 @@ def test_a_checkpoint_of_another_call_is_refused_and_kept(changes, what, tmp_pat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def network_of(array, number):
+    def apply(w, x):
+        return jnp.tanh(array * (x @ w)) + number
+
+    return fb.Problem(apply, PROBLEM.inputs, PROBLEM.targets)
+
+
+@pytest.mark.parametrize(
+    ("array", "number"), [(np.ones(3), 0.1), (np.array([1.0, 1.0, 1.0 + 1e-12]), 0.0), (np.ones(3), 1e-12)]
+)
+def test_what_a_network_closes_over_is_part_of_its_identity(array, number, tmp_path):
+    problem = fb.Problem(network_of(np.ones(3), 0.0).apply, PROBLEM.inputs, np.zeros((2, 3)))
+    other = fb.Problem(network_of(array, number).apply, PROBLEM.inputs, np.zeros((2, 3)))
+    run(tmp_path, problem=problem)
+    run(tmp_path, problem=fb.Problem(network_of(np.ones(3), 0.0).apply, PROBLEM.inputs, np.zeros((2, 3))))
+    with pytest.raises(CheckpointMismatchError, match="network"):
+        run(tmp_path, problem=other)
+
+
+def test_another_observer_under_the_same_name_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointMismatchError, match="observers"):
+        run(tmp_path, observe={"sum": lambda p, w: jnp.prod(w)})
+
+
 def test_save_last_is_resumed_too(tmp_path):
     options = {"options": fb.Options(save="last", max_steps=5)}
     run(tmp_path, **options)

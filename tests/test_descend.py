@@ -85,7 +85,7 @@ def test_stop_conditions():
     run = fb.descend(problem, flow, start, **call, stop=fb.Stop(gradient_norm_below=1e-2))
     first = int(np.argmax(0.9 ** np.arange(1001) < 1e-2))
     assert (run.result.code, run.stats["steps"]) == ("gradient_norm_below", first)
-    assert run.stats["gradient_evaluations"] == 2 * first  # one to step, one to test
+    assert run.stats["gradient_evaluations"] == 2 * first + 1  # one to step, one to test, and one for the start
 
     run = fb.descend(problem, flow, start, **call, stop=fb.Stop(time=1.25), save_every=100)
     assert (run.result.code, run.stats["steps"]) == ("time", 13)
@@ -97,6 +97,11 @@ def test_stop_conditions():
     assert run.params[-1, 0] < 0.5
     assert run.times[-1] == run.result.time
     np.testing.assert_allclose(run.params[:, 0], np.exp(-run.times), rtol=1e-5)
+
+    run = fb.integrate(problem, flow, start, t0=-2.0, t1=0.0, times=[0.0], stop=fb.Stop(cost_below=1.0))
+    assert (run.result.code, run.stats["steps"], run.times.tolist()) == ("cost_below", 0, [-2.0])
+    run = fb.integrate(problem, flow, start, t0=-2.0, t1=0.0, times=[0.0], progress=lambda p: p.fraction)
+    np.testing.assert_allclose(run.params[-1], np.exp(-2.0), rtol=1e-5)
 
     run = fb.descend(problem, flow, start, **call, stop=fb.Stop(wall_seconds=1e-9))
     assert run.result.code == "wall_seconds"

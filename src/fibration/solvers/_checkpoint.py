@@ -89,13 +89,14 @@ class CheckpointStore:
 
         closed = eqx.filter_make_jaxpr(program)(stepper, conditions, carry)[0]
         text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
-        observers = [] if record.observation is None else sorted(record.observation.observers)
+        observers = {} if record.observation is None else record.observation.observers
+        looks = sorted((name, _code_of(observer)) for name, observer in observers.items())
         self.identity = {
-            "the network, flow or method": _digest([text.encode(), *map(_bytes, closed.consts)]),
+            "the network, flow or method": _digest([text.encode(), *map(_bytes, _constants(closed))]),
             "the data, tolerances or thresholds": _digest(map(_bytes, _arrays((stepper, conditions)))),
             "the initial parameters": _digest(map(_bytes, _arrays(carry.state))),
             "the saved times": _digest([np.asarray(grid, float).tobytes(), str(float(end)).encode()]),
-            "the observers or what is saved": _digest([json.dumps([observers, record.options.save]).encode()]),
+            "the observers or what is saved": _digest([json.dumps([looks, record.options.save]).encode()]),
         }
 
     def due(self) -> bool:
@@ -232,6 +233,25 @@ def versions() -> dict[str, str]:
 
 def _arrays(tree: PyTree) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
+
+
+def _constants(program: Any) -> list[Any]:
+    """List the arrays that a traced program closes over, those of its inner functions too."""
+    found = list(getattr(program, "consts", ()))
+    for equation in getattr(program, "jaxpr", program).eqns:
+        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
+        for part in inner:
+            if hasattr(part, "eqns"):
+                found += _constants(part)
+    return [constant for constant in found if eqx.is_array(constant)]
+
+
+def _code_of(observer: Any) -> str:
+    """Describe an observer well enough to notice another one under the same name."""
+    code = getattr(observer, "__code__", None)
+    if code is None:
+        return type(observer).__qualname__
+    return hashlib.blake2b(code.co_code + repr(code.co_names).encode()).hexdigest()[:16]
 
 
 def _plain(array: Any) -> np.ndarray:

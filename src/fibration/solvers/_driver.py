@@ -64,20 +64,24 @@ def _advance(
     def save_all(chunk: _Chunk) -> _Chunk:
         return jax.lax.while_loop(lambda c: (c.filled < slots) & due(c), save, chunk)
 
-    def test(carry: Carry) -> Carry:
-        met = conditions.first_met(carry.state, stepper.time(carry.clock))
-        evaluations = carry.evaluations + conditions.gradient_evaluations
-        return eqx.tree_at(lambda c: (c.code, c.evaluations), carry, (met, evaluations))
-
     def body(chunk: _Chunk) -> _Chunk:
         carry = stepper.step(chunk.carry, end)
         if conditions.tests:
-            carry = jax.lax.cond((carry.code == RUNNING) & carry.accepted, test, lambda c: c, carry)
+            untested = (carry.code == RUNNING) & carry.accepted
+            carry = jax.lax.cond(untested, lambda c: _test(stepper, conditions, c), lambda c: c, carry)
         return save_all(_Chunk(carry, chunk.next_save, chunk.tried + 1, chunk.filled, chunk.buffer))
 
     zero = jnp.zeros((), jnp.result_type(int))
     # Saved times that a full buffer left over come first, so that no step is tried while one is due.
     return jax.lax.while_loop(unfinished, body, save_all(_Chunk(carry, next_save, zero, zero, buffer)))
+
+
+@eqx.filter_jit
+def _test(stepper: AbstractStepper, conditions: Conditions, carry: Carry) -> Carry:
+    """Test the stop conditions at the carry's clock, and count what that costs."""
+    met = conditions.first_met(carry.state, stepper.time(carry.clock))
+    evaluations = carry.evaluations + conditions.gradient_evaluations
+    return eqx.tree_at(lambda c: (c.code, c.evaluations), carry, (met, evaluations))
 
 
 def drive(
@@ -106,7 +110,7 @@ def drive(
     device_end = jnp.asarray(end, carry.clock.dtype)
     grid, end = grid.astype(carry.clock.dtype), device_end.item()  # one rounding for both sides
     device_grid = jnp.asarray(_padded(grid))
-    next_save, tried, finished = 0, 0, None
+    first, next_save, tried, finished = carry.clock.item(), 0, 0, None
     stats: dict[str, Any] = {"method": method}
     if store is not None:
         store.bind(stepper, conditions, carry, grid, end, record)
@@ -114,12 +118,14 @@ def drive(
         if loaded is not None:
             carry, next_save, tried, seconds_before, finished = loaded
             stats["resumed_at"] = float(stepper.time(carry.clock))
+    if conditions.tests and "resumed_at" not in stats:
+        carry = _test(stepper, conditions, carry)  # a start that meets a condition needs no step
 
     def seconds() -> float:
         return seconds_before + clock_of.monotonic() - began
 
     def so_far() -> dict[str, Any]:
-        cost_evaluations = int(carry.steps) * conditions.cost_evaluations
+        cost_evaluations = int(carry.steps + 1) * conditions.cost_evaluations
         return stats | {
             "gradient_evaluations": int(carry.evaluations),
             "cost_evaluations": cost_evaluations + (0 if record.costs is None else record.n),
@@ -137,7 +143,6 @@ def drive(
 
     def report(done: bool) -> None:
         if progress is not None:
-            first = float(grid[0])
             fraction = 1.0 if done else (carry.clock.item() - first) / (end - first)
             now = float(stepper.time(carry.clock))
             cost, evaluations = record.last_cost, int(carry.evaluations)
@@ -162,11 +167,10 @@ def drive(
             cut_short = finished in ("wall_seconds", "max_steps")
             if store is not None and (cut_short or (finished is None and store.due())):
                 save(None)
-            if (
-                finished not in (None, "completed")
-                and (now := float(stepper.time(carry.clock))) > record.times[record.n - 1]
-            ):
-                record.extend(np.asarray([now]), jax.tree.map(lambda leaf: leaf[None], carry.state))
+            if finished not in (None, "completed"):
+                now = float(stepper.time(carry.clock))
+                if record.n == 0 or now > record.times[record.n - 1]:
+                    record.extend(np.asarray([now]), jax.tree.map(lambda leaf: leaf[None], carry.state))
             if finished is not None and not cut_short:
                 save(finished)
             report(done=finished is not None)

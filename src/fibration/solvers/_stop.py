@@ -18,7 +18,7 @@ FAILURE_CODES = ("nonfinite", "step_underflow", "max_steps")
 
 @dataclass(frozen=True)
 class Stop:
-    """Conditions that end a run early; each is tested after every accepted step, and the first one met wins.
+    """Conditions that end a run early, tested at the start and after every accepted step; the first one met wins.
 
     - `cost_below`: C(θ) falls below it; costs one forward evaluation a step.
     - `gradient_norm_below`: |∇C(θ)| falls below it; costs one gradient a step, which the statistics count.

@@ -64,8 +64,8 @@ class Trajectory:
       `Options(save="last")` that axis has length 1.
     - `costs` (T,): the cost at the saved times; `None` where there is no problem (`solve`).
     - `observed`: what each observer returned, stacked: name -> (T, …).
-    - `stats`: "gradient_evaluations", "cost_evaluations" (of stop conditions and saved times), "steps" (accepted),
-      "rejected", "method", "wall_seconds", and for a resumed run "resumed_at".
+    - `stats`: "gradient_evaluations" (all but the one that checks the start), "cost_evaluations" (of stop conditions
+      and saved times), "steps" (accepted), "rejected", "method", "wall_seconds", and for a resumed run "resumed_at".
     - `result`: how the run ended.
 
     ```python
