@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,16 @@ def run(directory, **changes):
     return fb.integrate(problem, fb.GradientFlow(), call.pop("start", START), checkpoint=directory, **call)
 
 
+def change_facts(directory, change):
+    path = directory / "state.npz"
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    facts = json.loads(str(arrays["facts"]))
+    change(facts)
+    arrays["facts"] = np.asarray(json.dumps(facts))
+    np.savez(path, **arrays)
+
+
 def test_a_finished_run_is_read_and_not_computed(tmp_path):
     first = run(tmp_path)
     calls = []
@@ -131,7 +142,7 @@ def test_a_run_cut_short_by_a_limit_goes_on(tmp_path):
         ({"rtol": 1e-4}, "tolerances"),
         ({"method": "dopri5"}, "network, flow or method"),
         ({"observe": None}, "observers"),
-        ({"stop": fb.Stop(cost_below=1e-20)}, "network, flow or method"),
+        ({"stop": fb.Stop(cost_below=1e-20)}, "stop conditions"),
         ({"problem": fb.Problem(lambda w, x: x @ w + 0.0 * w[0], PROBLEM.inputs, PROBLEM.targets)}, "network"),
     ],
 )
@@ -162,10 +173,77 @@ def test_what_a_network_closes_over_is_part_of_its_identity(array, number, tmp_p
         run(tmp_path, problem=other)
 
 
-def test_another_observer_under_the_same_name_is_refused(tmp_path):
-    run(tmp_path)
+def entry(index):
+    return lambda p, w: w[index]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda p, w: w[0], lambda p, w: w[1]),
+        (lambda p, w: jnp.sum(w), lambda p, w: jnp.prod(w)),
+        (entry(0), entry(1)),
+        (fb.curvature.Sharpness(rtol=1e-2), fb.curvature.Sharpness(rtol=1e-9)),
+    ],
+)
+def test_another_observer_under_the_same_name_is_refused(first, second, tmp_path):
+    run(tmp_path, observe={"x": first})
+    run(tmp_path, observe={"x": first})
     with pytest.raises(CheckpointMismatchError, match="observers"):
-        run(tmp_path, observe={"sum": lambda p, w: jnp.prod(w)})
+        run(tmp_path, observe={"x": second})
+
+
+def test_a_callback_is_part_of_the_identity(tmp_path):
+    def problem_of(factor):
+        def apply(w, x):
+            scale = jax.pure_callback(
+                lambda: np.float64(factor), jax.ShapeDtypeStruct((), float), vmap_method="expand_dims"
+            )
+            return jax.lax.stop_gradient(scale) * (x @ w)
+
+        return fb.Problem(apply, PROBLEM.inputs, PROBLEM.targets)
+
+    run(tmp_path, problem=problem_of(1.0))
+    run(tmp_path, problem=problem_of(1.0))
+    with pytest.raises(CheckpointMismatchError, match="network"):
+        run(tmp_path, problem=problem_of(2.0))
+
+
+def test_another_network_is_refused_whatever_the_versions(tmp_path):
+    run(tmp_path)
+    change_facts(tmp_path, lambda facts: facts["versions"].update(optax="0.0.1"))
+    with pytest.raises(CheckpointMismatchError, match=r"network.*optax 0\.0\.1"):
+        run(tmp_path, problem=fb.Problem(lambda w, x: jnp.sin(x @ w), PROBLEM.inputs, PROBLEM.targets))
+
+
+def test_a_renamed_stop_is_another_call(tmp_path):
+    def never(problem, params, time):
+        return time > 99
+
+    run(tmp_path, stop=fb.Stop(when={"a": never}))
+    with pytest.raises(CheckpointMismatchError, match="stop conditions"):
+        run(tmp_path, stop=fb.Stop(when={"b": never}))
+
+
+def test_two_runs_cannot_share_a_directory(tmp_path):
+    def intrude(problem, params):
+        with pytest.raises(CheckpointError, match="another run"):
+            run(tmp_path)
+        return 0.0
+
+    run(tmp_path, observe={"intruder": intrude}, times=[2.0])
+
+
+def test_a_directory_that_vanishes_loses_nothing(tmp_path):
+    directory = tmp_path / "checkpoint"
+
+    def vandal(problem, params):
+        shutil.rmtree(directory, ignore_errors=True)
+        return 0.0
+
+    with pytest.raises(CheckpointError, match="cannot be written") as caught:
+        run(directory, observe={"vandal": vandal})
+    np.testing.assert_array_equal(caught.value.trajectory.params, run(None).params)
 
 
 def test_save_last_is_resumed_too(tmp_path):
@@ -213,13 +291,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 def test_other_versions_warn_and_go_on(tmp_path):
     run(tmp_path, options=fb.Options(max_steps=5))
-    path = tmp_path / "state.npz"
-    with np.load(path) as stored:
-        arrays = dict(stored)
-    facts = json.loads(str(arrays["facts"]))
-    facts["versions"]["jax"] = "0.0.1"
-    arrays["facts"] = np.asarray(json.dumps(facts))
-    np.savez(path, **arrays)
+    change_facts(tmp_path, lambda facts: facts["versions"].update(jax="0.0.1"))
     with pytest.warns(fb.errors.VersionWarning, match=r"jax 0\.0\.1"):
         rest = run(tmp_path)
     np.testing.assert_allclose(rest.params, run(None).params, rtol=1e-12)

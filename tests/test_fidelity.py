@@ -45,7 +45,7 @@ def test_trajectories_without_their_parameters_are_refused():
         fb.fidelity.distance_from_start(run)
     other = fb.descend(quadratic(np.eye(3)), fb.GradientFlow(), np.ones(3), step_size=0.1, steps=5)
     whole = fb.descend(problem, fb.GradientFlow(), start, step_size=0.1, steps=5)
-    with pytest.raises(ParameterError, match="2 parameters in one trajectory and 3"):
+    with pytest.raises(ParameterError, match=r"shapes \[\(2,\)\] in one trajectory and \[\(3,\)\]"):
         fb.fidelity.distance(whole, other)
 
 

@@ -186,9 +186,9 @@ def test_float32_warns_below_its_precision():
 
 def test_memory_is_set_aside_before_the_run():
     problem, start = quadratic(np.eye(3)), np.ones(3)
-    with pytest.raises(fb.errors.MemoryBudgetError, match=r"102 saved times of 24 bytes"):
-        fb.integrate(problem, fb.GradientFlow(), start, t1=1.0, options=fb.Options(memory_budget=2000))
-    run = fb.integrate(problem, fb.GradientFlow(), start, t1=1.0, options=fb.Options(memory_budget=2000, save="last"))
+    with pytest.raises(fb.errors.MemoryBudgetError, match=r"102 saved times with parameters of 24 bytes"):
+        fb.integrate(problem, fb.GradientFlow(), start, t1=1.0, options=fb.Options(memory_budget=3000))
+    run = fb.integrate(problem, fb.GradientFlow(), start, t1=1.0, options=fb.Options(memory_budget=3000, save="last"))
     assert run.params.shape == (1, 3)
     np.testing.assert_allclose(run.params[0], np.exp(-1.0), rtol=1e-5)
     np.testing.assert_allclose(run.costs, 1.5 * np.exp(-2 * run.times), rtol=1e-4)
@@ -235,3 +235,36 @@ def test_bad_input(call, error):
     with pytest.raises(error) as caught:
         call()
     assert all([caught.value.given, caught.value.needed, caught.value.fix])
+
+
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "float64")])
+@pytest.mark.parametrize("method", ["tsit5", "dopri8"])
+def test_parameters_of_other_types_keep_them(dtypes, method):
+    params = {"a": jnp.ones(2, dtypes[0]), "b": jnp.ones((), dtypes[1])}
+    problem = fb.Problem(lambda p, x: p["a"].astype(float) * x + 0 * p["b"], np.ones((2, 1)), np.zeros((2, 2)))
+    rtol, accuracy = (0.1, 0.02) if dtypes[0] == "bfloat16" else (1e-3, 1e-3)
+    run = fb.integrate(problem, fb.GradientFlow(), params, t1=1.0, rtol=rtol, method=method, stop=fb.Stop(time=2.0))
+    assert {name: str(leaf.dtype) for name, leaf in run.params.items()} == dict(zip("ab", dtypes, strict=True))
+    np.testing.assert_allclose(run.params["a"][:, 0].astype(float), np.exp(-run.times), rtol=accuracy)
+    assert float(run.params["b"][-1]) == 1.0
+
+    def wide(problem, params, time):  # a velocity in float64 whatever the parameters are
+        return jax.tree.map(lambda leaf: -jnp.exp(-time) * leaf.astype(float), params)
+
+    run = fb.integrate(problem, wide, params, t1=1.0, rtol=rtol, method=method, times=[1.0])
+    np.testing.assert_allclose(float(run.params["b"][-1]), np.exp(np.exp(-1.0) - 1), rtol=accuracy)
+
+
+def test_a_flow_says_what_one_evaluation_costs():
+    class Twice(fb.GradientFlow):
+        gradient_evaluations = 2
+
+    problem, start = quadratic(np.eye(2)), np.ones(2)
+    once, twice = (fb.integrate(problem, flow, start, t1=1.0).stats for flow in (fb.GradientFlow(), Twice()))
+    assert twice["gradient_evaluations"] == 2 * once["gradient_evaluations"]
+    assert fb.descend(problem, Twice(), start, step_size=0.1, steps=5).stats["gradient_evaluations"] == 10
+
+
+def test_times_that_float32_cannot_tell_apart_are_refused():
+    with jax.enable_x64(False), pytest.raises(fb.errors.TimeSpanError, match="float32"):
+        fb.integrate(quadratic(np.eye(2)), fb.GradientFlow(), jnp.ones(2), t0=1e6, t1=1e6 + 1, rtol=1e-3)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .errors import EmptyDataError, NonFiniteDataError, OutputDirectoryError, ParameterError, ShapeError
+from .losses import AbstractLoss
 from .trees import PyTree, is_traced
 
 
@@ -89,6 +90,27 @@ def check_parameters(params: PyTree) -> None:
             check_finite(leaf, f"parameters{jax.tree_util.keystr(path)}")
 
 
+def as_loss(loss: Any) -> AbstractLoss:
+    """Check that a loss is an instance of a loss."""
+    if isinstance(loss, AbstractLoss):
+        return loss
+    raise ParameterError(
+        f"loss is {loss!r}",
+        "an instance of a loss, such as fb.CrossEntropy()",
+        "call the class, or subclass AbstractLoss",
+    )
+
+
+def check_sample_costs(costs: Any, n_samples: int) -> None:
+    """Check that a loss gave one number for each sample."""
+    if jnp.shape(costs) != (n_samples,):
+        raise ShapeError(
+            f"the loss's per_sample returned shape {jnp.shape(costs)}",
+            f"one number for each of the {n_samples} samples",
+            "sum over the outputs: `jnp.sum(..., axis=-1)`",
+        )
+
+
 def writable_directory(path: str | os.PathLike[str]) -> Path:
     """Make a directory if it is absent, and check that files can be written there.
 
@@ -114,6 +136,9 @@ def output_shape(
 ) -> tuple[tuple[int, ...] | None, Exception | None]:
     """Find the shape that `apply` returns, or the exception that it raises, by abstract evaluation."""
     try:
-        return getattr(eqx.filter_eval_shape(apply, params, x), "shape", None), None
+        result = eqx.filter_eval_shape(apply, params, x)
+        if hasattr(result, "dtype") and not jnp.issubdtype(result.dtype, jnp.floating):
+            raise TypeError(f"its outputs are {result.dtype}, not real numbers")
+        return getattr(result, "shape", None), None
     except Exception as error:  # whatever a user's function raises
         return None, error

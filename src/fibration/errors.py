@@ -111,7 +111,9 @@ class MemoryBudgetError(FibrationError, MemoryError):
 
 
 class CheckpointError(FibrationError, OSError):
-    """A checkpoint that cannot be read."""
+    """A checkpoint that cannot be read or written; `error.trajectory` holds what a run computed before, if anything."""
+
+    trajectory: Any = None
 
 
 class CheckpointMismatchError(FibrationError, ValueError):

@@ -51,7 +51,7 @@ class AbstractProblem(eqx.Module):
         **Returns:** the cost () and a pytree like `params`, with `None` at leaves that are not floating-point. For
         complex parameters the gradient is ∂C/∂Re θ + i ∂C/∂Im θ, so that −∇C descends.
         """
-        cost, gradient = eqx.filter_value_and_grad(self.cost)(params)
+        cost, gradient = eqx.filter_value_and_grad(self.cost)(trees.as_coordinates(params))
         return cost, jax.tree.map(jnp.conj, gradient)
 
     def gradient(self, params: PyTree) -> PyTree:
@@ -82,6 +82,9 @@ class Problem(AbstractProblem):
     **Raises:** `EmptyDataError`, `ShapeError`, `IntegerDataError`, `NonFiniteDataError`. What is wrong with `apply`
     is found when parameters are known, by `check`, and raised as `ApplyError` or `ParameterError`.
 
+    Its methods are compiled. It holds arrays, so that `jax.jit` cannot hash a bound method: in transformations of your
+    own close over it, `jax.jit(lambda p: problem.cost(p))`, or pass it to an `eqx.filter_jit` function.
+
     One evaluation allocates the network's activations for all N samples; the gradient about twice that.
 
     ```python
@@ -110,7 +113,7 @@ class Problem(AbstractProblem):
         inputs: Any,
         targets: Any,
         *,
-        loss: AbstractLoss | None = None,
+        loss: Any = None,
         weights: Any = None,
         allow_integer_inputs: bool = False,
     ) -> None:
@@ -118,7 +121,7 @@ class Problem(AbstractProblem):
             raise ApplyError(
                 f"apply is {type(apply).__name__}", "a function apply(params, x)", "pass the function itself first"
             )
-        loss = SquaredError() if loss is None else loss
+        loss = _validation.as_loss(SquaredError() if loss is None else loss)
         inputs, targets = _validation.as_array(inputs, "inputs"), _validation.as_array(targets, "targets")
         _validation.check_samples(inputs, targets)
         if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not allow_integer_inputs:
@@ -205,6 +208,7 @@ class Problem(AbstractProblem):
     def cost(self, params: PyTree) -> Float[Array, ""]:
         """Compute the cost C(θ) = (1/N) Σᵢ wᵢ ℓᵢ, a scalar."""
         costs = self.loss.per_sample(self.outputs(params), self.targets)
+        _validation.check_sample_costs(costs, self.n_samples)
         return jnp.mean(costs if self.weights is None else self.weights * costs)
 
     @eqx.filter_jit
@@ -213,7 +217,7 @@ class Problem(AbstractProblem):
 
         **Raises:** `ParameterError` if the loss is not `SquaredError`: other costs are not sums of squares.
         """
-        if not isinstance(self.loss, SquaredError):
+        if type(self.loss) is not SquaredError:  # a subclass may weigh its residuals otherwise
             raise ParameterError(
                 f"the loss is {type(self.loss).__name__}",
                 "SquaredError, whose cost is a sum of squares",
@@ -239,6 +243,7 @@ class Problem(AbstractProblem):
         **Raises:** `ParameterError` without floating-point leaves, `NonFiniteDataError` for NaN or infinity among them,
         `ApplyError` if `apply` fails on one sample, is written for a batch, or returns another shape.
         """
+        params = trees.as_coordinates(params)
         _validation.check_parameters(params)
         sample = jax.ShapeDtypeStruct(self.inputs.shape[1:], self.inputs.dtype)
         shape, failure = _validation.output_shape(self.apply, params, sample)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Scalar
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 else:
     from jaxtyping import PyTree
 
-__all__ = ["all_finite", "axpy", "dot", "norm", "random_like", "scale", "size", "subtract"]
+__all__ = ["all_finite", "as_coordinates", "axpy", "dot", "norm", "random_like", "scale", "size", "subtract"]
 
 
 def size(tree: PyTree) -> int:
@@ -24,6 +25,7 @@ def size(tree: PyTree) -> int:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> trees.size({"weight": jnp.zeros((3, 2)), "bias": jnp.zeros(3), "name": "dense"})
     9
@@ -35,7 +37,26 @@ def size(tree: PyTree) -> int:
 
 def coordinates(tree: PyTree) -> list[Array]:
     """List the leaves that are coordinates: the floating-point and the complex arrays."""
-    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+    return [leaf for leaf in jax.tree.leaves(as_coordinates(tree)) if eqx.is_inexact_array(leaf)]
+
+
+def as_coordinates(tree: PyTree) -> PyTree:
+    """Turn Python and numpy real or complex numbers among the leaves into JAX arrays; leave everything else alone.
+
+    ```python
+    >>> from fibration import trees
+    >>> trees.as_coordinates({"scale": 0.5, "steps": 3})
+    {'scale': Array(0.5, dtype=float32...), 'steps': 3}
+
+    ```
+    """
+
+    def convert(leaf: Any) -> Any:
+        number = isinstance(leaf, float | complex) or (isinstance(leaf, np.generic) and eqx.is_inexact_array_like(leaf))
+        array = isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+        return jnp.asarray(leaf) if number or array else leaf
+
+    return jax.tree.map(convert, tree)
 
 
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
@@ -43,6 +64,7 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> print(trees.dot([jnp.array([1.0, 2.0])], [jnp.array([3.0, 4.0])]))
     11.0
@@ -58,6 +80,7 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> print(trees.norm({"a": jnp.array([3.0]), "b": jnp.array(4.0)}))
     5.0
@@ -72,6 +95,7 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> print(trees.subtract([jnp.array(3.0)], [jnp.array(1.0)])[0])
     2.0
@@ -86,6 +110,7 @@ def scale(factor: float | Scalar, tree: PyTree) -> PyTree:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> print(trees.scale(2.0, [jnp.array(1.5)])[0])
     3.0
@@ -100,6 +125,7 @@ def axpy(factor: float | Scalar, direction: PyTree, start: PyTree) -> PyTree:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> print(trees.axpy(-0.5, [jnp.array(2.0)], [jnp.array(3.0)])[0])
     2.0
@@ -116,6 +142,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
     ```python
     >>> import jax.numpy as jnp
+    import numpy as np
     >>> from fibration import trees
     >>> print(trees.all_finite([jnp.array([1.0, jnp.nan])]))
     False

@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 
+from .. import trees
 from ..problem import AbstractProblem
 from ..trees import PyTree
 
@@ -24,6 +25,6 @@ def hessian_vector_product(problem: AbstractProblem, params: PyTree, vector: PyT
 
     ```
     """
-    variable, constant = eqx.partition(params, eqx.is_inexact_array)
-    vector = eqx.filter(vector, eqx.is_inexact_array)
+    variable, constant = eqx.partition(trees.as_coordinates(params), eqx.is_inexact_array)
+    vector = eqx.filter(trees.as_coordinates(vector), eqx.is_inexact_array)
     return jax.jvp(lambda p: problem.gradient(eqx.combine(p, constant)), (variable,), (vector,))[1]

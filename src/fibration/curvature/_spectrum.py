@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from .. import trees
+from ..errors import ParameterError, StepSizeError
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._hessian import hessian_vector_product
@@ -48,6 +49,8 @@ def largest_eigenpair(
     **Arguments:** `start`: a pytree like `params`, such as the eigenvector at a nearby point, which saves most of the
     work; by default a random vector from `key`. `krylov_dimension`: Hessian–vector products between restarts.
 
+    **Raises:** `ParameterError` for complex parameters, or none; `StepSizeError` for an empty Krylov space.
+
     Allocates `krylov_dimension` + 1 vectors of K numbers.
 
     ```python
@@ -59,14 +62,20 @@ def largest_eigenpair(
 
     ```
     """
+    params = trees.as_coordinates(params)
     variable = eqx.filter(params, eqx.is_inexact_array)
+    _check(variable, krylov_dimension)
     if start is None:
         start = trees.random_like(jax.random.key(0) if key is None else key, variable)
     flat, unravel = ravel_pytree(eqx.filter(start, eqx.is_inexact_array))
+    parameter_type, flat = flat.dtype, flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
+    # A start without direction would look like an eigenvector of eigenvalue zero.
+    flat = jnp.where(jnp.any(flat != 0), flat, jnp.ones_like(flat))
     dimension = min(krylov_dimension, flat.size)
 
     def product(v: Float[Array, " k"]) -> Float[Array, " k"]:
-        return ravel_pytree(hessian_vector_product(problem, params, unravel(v)))[0]
+        image = hessian_vector_product(problem, params, unravel(v.astype(parameter_type)))
+        return ravel_pytree(image)[0].astype(v.dtype)
 
     def restart(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         vector, _, _, count = carry
@@ -78,7 +87,19 @@ def largest_eigenpair(
 
     first = (*_lanczos(product, flat, dimension), jnp.asarray(1))
     vector, value, residual, count = jax.lax.while_loop(unfinished, restart, first)
-    return Eigenpair(value, unravel(vector), residual, count * dimension)
+    return Eigenpair(value, unravel(vector.astype(parameter_type)), residual, count * dimension)
+
+
+def _check(variable: PyTree, krylov_dimension: int) -> None:
+    leaves = jax.tree.leaves(variable)
+    if not leaves or any(jnp.iscomplexobj(leaf) for leaf in leaves):
+        raise ParameterError(
+            "complex parameters" if leaves else "parameters without floating-point arrays",
+            "real floating-point parameters, over which the Hessian is symmetric",
+            "write complex parameters as pairs of real ones",
+        )
+    if krylov_dimension < 1:
+        raise StepSizeError(f"krylov_dimension = {krylov_dimension}", "at least 1", "leave it at its default")
 
 
 def _lanczos(

@@ -6,6 +6,7 @@ from jaxtyping import Float
 
 from ..errors import ParameterError, TimeMismatchError
 from ..solvers import Trajectory
+from ..solvers._trajectory import is_saved
 
 
 def distance(descent: Trajectory, flow: Trajectory) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
@@ -31,7 +32,7 @@ def distance(descent: Trajectory, flow: Trajectory) -> tuple[Float[np.ndarray, "
     ```
     """
     # Times kη and the same times by another sum may differ by rounding, relative to the span, and by no more.
-    slack = 1e-9 * max(abs(descent.times[-1]), abs(flow.times[-1]))
+    slack = 1e-9 * min(np.max(np.abs(descent.times)), np.max(np.abs(flow.times)))
     nearest = np.clip(np.searchsorted(flow.times, descent.times - slack), 0, len(flow.times) - 1)
     shared = np.flatnonzero(np.abs(flow.times[nearest] - descent.times) <= slack)
     if not len(shared):
@@ -40,13 +41,14 @@ def distance(descent: Trajectory, flow: Trajectory) -> tuple[Float[np.ndarray, "
             "at least one common time",
             "solve the flow with `times=descent.times`",
         )
-    a, b = _matrix(descent), _matrix(flow)
-    if a.shape[1] != b.shape[1]:
+    shapes = [[leaf.shape[1:] for leaf in jax.tree.leaves(t.params) if is_saved(leaf)] for t in (descent, flow)]
+    if shapes[0] != shapes[1]:
         raise ParameterError(
-            f"{a.shape[1]} parameters in one trajectory and {b.shape[1]} in the other",
+            f"parameters of shapes {shapes[0]} in one trajectory and {shapes[1]} in the other",
             "trajectories of the same parameters",
             "compare runs that start from the same params",
         )
+    a, b = _matrix(descent), _matrix(flow)
     return descent.times[shared], np.linalg.norm(a[shared] - b[nearest[shared]], axis=1)
 
 
@@ -72,7 +74,7 @@ def distance_from_start(trajectory: Trajectory) -> Float[np.ndarray, " T"]:
 def _matrix(trajectory: Trajectory) -> np.ndarray:
     """Ravel the saved parameters into a matrix (T, K)."""
     count = len(trajectory.times)
-    leaves = [leaf for leaf in jax.tree.leaves(trajectory.params) if isinstance(leaf, np.ndarray)]
+    leaves = [leaf for leaf in jax.tree.leaves(trajectory.params) if is_saved(leaf)]
     if any(leaf.shape[0] != count for leaf in leaves):
         raise ParameterError(
             "a trajectory that kept its last parameters only",

@@ -4,14 +4,11 @@ A checkpoint directory holds `state.npz`, which is replaced atomically, and `sav
 between two checkpoints, which are never rewritten once `state.npz` counts them. Nothing in it is pickled.
 """
 
-import hashlib
 import itertools
 import json
 import os
-import re
 import time
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,11 +24,18 @@ from .._validation import writable_directory
 from .._version import __version__
 from ..errors import CheckpointError, CheckpointMismatchError, StepSizeError, VersionWarning
 from ..trees import PyTree
+from ._identity import arrays_of, describe, digest, digest_arrays, digest_program, plain
 from ._record import Record
 from ._stepper import AbstractStepper, Carry
 from ._stop import Conditions
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where a directory is not locked
+    fcntl = None
+
 FORMAT = 1
+PROGRAM = "the network, flow or method"
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,32 @@ class CheckpointStore:
     """The checkpoint directory of one run."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.directory, self.every = writable_directory(checkpoint.directory), checkpoint.every
+        self.directory, self.every = writable_directory(checkpoint.directory).resolve(), checkpoint.every
+        self._lock = self._take_lock()
         self.identity: dict[str, str] = {}
         self.parts, self.rows = 0, 0
         self.last = time.monotonic()
+
+    def _take_lock(self) -> Any:
+        """Keep other processes out of the directory until this one closes it, or dies."""
+        if fcntl is None:
+            return None
+        file = (self.directory / ".lock").open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise CheckpointError(
+                f"another run is writing to {str(self.directory)!r}",
+                "a directory for each run",
+                "wait for the other one to end, or pass another directory",
+            ) from error
+        return file
+
+    def close(self) -> None:
+        """Let the directory go."""
+        if self._lock is not None:
+            self._lock.close()
 
     def bind(
         self,
@@ -87,16 +113,16 @@ class CheckpointStore:
             new = s.step(x, jnp.asarray(end, x.clock.dtype))
             return new, c.first_met(new.state, s.time(new.clock))
 
-        closed = eqx.filter_make_jaxpr(program)(stepper, conditions, carry)[0]
-        text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
+        traced = eqx.filter_make_jaxpr(program)(stepper, conditions, carry)[0]
         observers = {} if record.observation is None else record.observation.observers
-        looks = sorted((name, _code_of(observer)) for name, observer in observers.items())
+        looks = sorted((name, describe(observer)) for name, observer in observers.items())
         self.identity = {
-            "the network, flow or method": _digest([text.encode(), *map(_bytes, _constants(closed))]),
-            "the data, tolerances or thresholds": _digest(map(_bytes, _arrays((stepper, conditions)))),
-            "the initial parameters": _digest(map(_bytes, _arrays(carry.state))),
-            "the saved times": _digest([np.asarray(grid, float).tobytes(), str(float(end)).encode()]),
-            "the observers or what is saved": _digest([json.dumps([looks, record.options.save]).encode()]),
+            PROGRAM: digest_program(traced),
+            "the data, tolerances or thresholds": digest_arrays(arrays_of((stepper, conditions))),
+            "the initial parameters": digest_arrays(arrays_of(carry.state)),
+            "the saved times": digest([np.asarray(grid, float).tobytes(), str(float(end)).encode()]),
+            "the stop conditions": digest([json.dumps(conditions.codes).encode()]),
+            "the observers or what is saved": digest([json.dumps([looks, record.options.save]).encode()]),
         }
 
     def due(self) -> bool:
@@ -114,16 +140,16 @@ class CheckpointStore:
             if record.costs is not None:
                 part["costs"] = record.costs[new]
             if record.options.save == "all":
-                part |= {f"leaf-{i}": _plain(leaf[new]) for i, leaf in enumerate(record.leaves)}
+                part |= {f"leaf-{i}": plain(leaf[new]) for i, leaf in enumerate(record.leaves)}
             if observation is not None:
                 part |= {f"observed-{name}": np.stack(values[new]) for name, values in observation.values.items()}
             self._write(self._part(self.parts), part)
             self.parts, self.rows = self.parts + 1, record.n
-        arrays = {f"carry-{i}": _plain(leaf) for i, leaf in enumerate(_arrays(carry))}
+        arrays = {f"carry-{i}": plain(leaf) for i, leaf in enumerate(arrays_of(carry))}
         if observation is not None:
-            arrays |= {f"observer-{i}": _plain(leaf) for i, leaf in enumerate(_arrays(observation.states))}
+            arrays |= {f"observer-{i}": plain(leaf) for i, leaf in enumerate(arrays_of(observation.states))}
         if record.options.save == "last":
-            arrays |= {f"leaf-{i}": _plain(leaf) for i, leaf in enumerate(record.leaves)}
+            arrays |= {f"leaf-{i}": plain(leaf) for i, leaf in enumerate(record.leaves)}
         facts = {
             "format": FORMAT,
             "identity": self.identity,
@@ -172,21 +198,22 @@ class CheckpointStore:
 
     def _compare(self, facts: dict[str, Any]) -> None:
         changed = [name for name, value in self.identity.items() if facts["identity"].get(name) != value]
-        if facts["versions"] != versions():
-            old = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if versions().get(name) != v)
-            # Another JAX prints the same program otherwise; the data and the parameters still tell calls apart.
-            changed = [name for name in changed if name != "the network, flow or method"]
+        old = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if versions().get(name) != v)
+        if changed or facts["format"] != FORMAT:
+            # Another JAX may print the same program otherwise, which cannot be told from another program.
+            hint = f"; it was written with {old}" if old else ""
+            raise CheckpointMismatchError(
+                f"{str(self.directory)!r} holds the checkpoint of another call; what differs: "
+                + ("; ".join(changed) or "its format")
+                + hint,
+                "the same call as the one that wrote it",
+                "pass another directory, or delete this one to start again",
+            )
+        if old:
             warnings.warn(
                 f"the checkpoint was written with {old}; the run goes on, but not bit for bit",
                 VersionWarning,
                 stacklevel=6,
-            )
-        if changed or facts["format"] != FORMAT:
-            raise CheckpointMismatchError(
-                f"{str(self.directory)!r} holds the checkpoint of another call; what differs: "
-                + ("; ".join(changed) or "its format"),
-                "the same call as the one that wrote it",
-                "pass another directory, or delete this one to start again",
             )
 
     def _part(self, number: int) -> Path:
@@ -221,7 +248,9 @@ class CheckpointStore:
                 os.close(descriptor)
         except OSError as error:
             raise CheckpointError(
-                f"{str(path)!r} cannot be written: {error.strerror}", "room on the disk", "free some, and call again"
+                f"{str(path)!r} cannot be written: {error.strerror or error}",
+                "a directory that stays, with room on its disk",
+                "mend that and call again: the last checkpoint is whole, and `error.trajectory` holds this run",
             ) from error
 
 
@@ -229,37 +258,6 @@ def versions() -> dict[str, str]:
     """Tell the versions that a bit-identical run depends on."""
     own = {"fibration": __version__, "jax": jax.__version__, "diffrax": diffrax.__version__, "optax": optax.__version__}
     return own | {"backend": jax.default_backend(), "x64": str(jax.config.read("jax_enable_x64"))}
-
-
-def _arrays(tree: PyTree) -> list[Any]:
-    return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
-
-
-def _constants(program: Any) -> list[Any]:
-    """List the arrays that a traced program closes over, those of its inner functions too."""
-    found = list(getattr(program, "consts", ()))
-    for equation in getattr(program, "jaxpr", program).eqns:
-        inner = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda p: hasattr(p, "eqns"))
-        for part in inner:
-            if hasattr(part, "eqns"):
-                found += _constants(part)
-    return [constant for constant in found if eqx.is_array(constant)]
-
-
-def _code_of(observer: Any) -> str:
-    """Describe an observer well enough to notice another one under the same name."""
-    code = getattr(observer, "__code__", None)
-    if code is None:
-        return type(observer).__qualname__
-    return hashlib.blake2b(code.co_code + repr(code.co_names).encode()).hexdigest()[:16]
-
-
-def _plain(array: Any) -> np.ndarray:
-    """Turn an array into one of numpy's own dtypes: random keys into their data, bfloat16 and the like into bytes."""
-    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    array = np.asarray(array)
-    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def _like(stored: np.ndarray, dtype: Any) -> np.ndarray:
@@ -286,16 +284,3 @@ def _fill(tree: PyTree, stored: Any, prefix: str) -> PyTree:
         return jnp.asarray(array)
 
     return jax.tree.map(fill, tree)
-
-
-def _bytes(array: Any) -> bytes:
-    plain = _plain(array)
-    return f"{plain.dtype}{plain.shape}".encode() + np.ascontiguousarray(plain).tobytes()
-
-
-def _digest(pieces: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        digest.update(len(piece).to_bytes(8, "little"))
-        digest.update(piece)
-    return digest.hexdigest()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .. import trees
 from ..errors import StepSizeError
 from ..flows import AbstractFlow
 from ..problem import AbstractProblem
@@ -18,8 +19,8 @@ from ._driver import drive
 from ._integrate import FlowField
 from ._observe import Observation, Observe
 from ._options import Options, ProgressCallback
-from ._record import Record
-from ._solve import as_coordinates, check_velocity, open_store
+from ._record import Record, check_budget
+from ._solve import check_problem, check_velocity, open_store
 from ._stepper import AbstractStepper
 from ._stop import Stop, bind
 from ._trajectory import Trajectory
@@ -28,7 +29,7 @@ from ._update import EulerStepper, OptaxStepper
 
 def descend(
     problem: AbstractProblem,
-    method: AbstractFlow | optax.GradientTransformation | Callable[..., PyTree],
+    method: AbstractFlow | optax.GradientTransformation | optax.MultiSteps | Callable[..., PyTree],
     params: PyTree,
     *,
     steps: int,
@@ -47,7 +48,8 @@ def descend(
 
     **Arguments:**
 
-    - `method`: a flow, which needs a `step_size`, or an optax optimiser, which has its own.
+    - `method`: a flow, which needs a `step_size`, or an optax optimiser, which has its own. The statistics count one
+      gradient for each of its updates, and not what a line search inside it spends.
     - `steps`: the number of steps; `save_every`: saved are every so many steps, the start and the end.
     - the others: see `integrate`.
 
@@ -69,12 +71,18 @@ def descend(
     """
     options = Options() if options is None else options
     for name, value in (("steps", steps), ("save_every", save_every)):
-        if int(value) != value or value < 1:
-            raise StepSizeError(f"{name} = {value}", "a whole number, at least 1", f"pass {name}=1 or more")
-    params = as_coordinates(params)
+        if not isinstance(value, int | np.integer) or not 1 <= value <= jnp.iinfo(jnp.result_type(int)).max:
+            raise StepSizeError(
+                f"{name} = {value!r}",
+                f"a whole number from 1 to {jnp.iinfo(jnp.result_type(int)).max}",
+                f"pass {name}=1 or more",
+            )
+    params = trees.as_coordinates(params)
+    check_problem(problem)
     problem.check(params)
     state, constant = eqx.partition(params, eqx.is_inexact_array)
     stepper, name = _stepper(problem, method, state, constant, step_size)
+    check_budget(state, int(steps) // int(save_every) + 3, options)
     grid = np.unique(np.append(np.arange(0, int(steps) + 1, int(save_every)), int(steps)))
     record = Record(
         state,
@@ -102,6 +110,8 @@ def descend(
 def _stepper(
     problem: AbstractProblem, method: Any, state: PyTree, constant: PyTree, step_size: float | None
 ) -> tuple[AbstractStepper, str]:
+    if hasattr(method, "gradient_transformation"):  # optax.MultiSteps
+        method = method.gradient_transformation()
     if isinstance(method, optax.GradientTransformation):
         if step_size is not None:
             raise StepSizeError(

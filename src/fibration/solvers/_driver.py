@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Real
 
-from ..errors import ObserverError
+from ..errors import CheckpointError, ObserverError
 from ..trees import PyTree
 from ._checkpoint import CheckpointStore
 from ._options import Options, Progress, ProgressCallback
@@ -41,7 +41,8 @@ def _advance(
     slots: int,
 ) -> _Chunk:
     """Try up to `max_tries` steps, or until `slots` saved times are passed, the end is reached, or a stop is met."""
-    buffer = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), carry.state)
+    shapes = jax.eval_shape(stepper.visible, carry.state)
+    buffer = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), shapes)
 
     def due(chunk: _Chunk) -> Array:
         index = jnp.minimum(chunk.next_save, grid.size - 1)
@@ -58,7 +59,7 @@ def _advance(
         )
         spent = (clock < chunk.carry.clock) * stepper.evaluations_per_save
         carry = eqx.tree_at(lambda c: c.evaluations, chunk.carry, chunk.carry.evaluations + spent)
-        buffer = jax.tree.map(lambda b, s: b.at[chunk.filled].set(s), chunk.buffer, state)
+        buffer = jax.tree.map(lambda b, s: b.at[chunk.filled].set(s), chunk.buffer, stepper.visible(state))
         return _Chunk(carry, chunk.next_save + 1, chunk.tried, chunk.filled + 1, buffer)
 
     def save_all(chunk: _Chunk) -> _Chunk:
@@ -79,7 +80,7 @@ def _advance(
 @eqx.filter_jit
 def _test(stepper: AbstractStepper, conditions: Conditions, carry: Carry) -> Carry:
     """Test the stop conditions at the carry's clock, and count what that costs."""
-    met = conditions.first_met(carry.state, stepper.time(carry.clock))
+    met = conditions.first_met(stepper.visible(carry.state), stepper.time(carry.clock))
     evaluations = carry.evaluations + conditions.gradient_evaluations
     return eqx.tree_at(lambda c: (c.code, c.evaluations), carry, (met, evaluations))
 
@@ -112,14 +113,6 @@ def drive(
     device_grid = jnp.asarray(_padded(grid))
     first, next_save, tried, finished = carry.clock.item(), 0, 0, None
     stats: dict[str, Any] = {"method": method}
-    if store is not None:
-        store.bind(stepper, conditions, carry, grid, end, record)
-        loaded = store.load(carry, record)
-        if loaded is not None:
-            carry, next_save, tried, seconds_before, finished = loaded
-            stats["resumed_at"] = float(stepper.time(carry.clock))
-    if conditions.tests and "resumed_at" not in stats:
-        carry = _test(stepper, conditions, carry)  # a start that meets a condition needs no step
 
     def seconds() -> float:
         return seconds_before + clock_of.monotonic() - began
@@ -135,7 +128,9 @@ def drive(
         }
 
     def result(code: str) -> Result:
-        return Result(code, float(stepper.time(carry.clock)))
+        # An early end is the last time saved; where a cost turned infinite the clock stands beyond it.
+        early = code != "completed" and record.n > 0
+        return Result(code, float(record.times[record.n - 1] if early else stepper.time(carry.clock)))
 
     def save(code: str | None) -> None:
         if store is not None:
@@ -151,6 +146,14 @@ def drive(
     chunk_tries = 8
     deadline = began + (float("inf") if wall_seconds is None else wall_seconds)
     try:
+        if store is not None:
+            store.bind(stepper, conditions, carry, grid, end, record)
+            loaded = store.load(carry, record)
+            if loaded is not None:
+                carry, next_save, tried, seconds_before, finished = loaded
+                stats["resumed_at"] = float(stepper.time(carry.clock))
+        if conditions.tests and "resumed_at" not in stats:
+            carry = _test(stepper, conditions, carry)  # a start that meets a condition needs no step
         while finished is None:
             chunk_began = clock_of.monotonic()
             tries = jnp.asarray(min(chunk_tries, options.max_steps - tried))
@@ -163,22 +166,29 @@ def drive(
                 record.extend(saved, chunk.buffer)
             if next_save == len(grid) or grid[next_save] > carry.clock.item():
                 finished = _ending(carry, conditions, end, options.max_steps - tried, deadline)
+            infinite = record.drop_after_infinite_cost()
+            if infinite:
+                finished = "nonfinite"
             # A run cut short by a limit is not over: its checkpoint lets a later call go on.
             cut_short = finished in ("wall_seconds", "max_steps")
             if store is not None and (cut_short or (finished is None and store.due())):
                 save(None)
-            if finished not in (None, "completed"):
-                now = float(stepper.time(carry.clock))
-                if record.n == 0 or now > record.times[record.n - 1]:
-                    record.extend(np.asarray([now]), jax.tree.map(lambda leaf: leaf[None], carry.state))
+            now = float(stepper.time(carry.clock))
+            unsaved = record.n == 0 or now > record.times[record.n - 1]
+            if finished not in (None, "completed") and unsaved and not infinite:
+                last = jax.tree.map(lambda leaf: leaf[None], stepper.visible(carry.state))
+                record.extend(np.asarray([now]), last)
             if finished is not None and not cut_short:
                 save(finished)
             report(done=finished is not None)
             took = clock_of.monotonic() - chunk_began
             chunk_tries = max(1, chunk_tries * 2 if took < options.chunk_seconds else chunk_tries // 2)
-    except ObserverError as error:
-        error.trajectory = record.trajectory(result("observer_raised"), so_far())
+    except (ObserverError, CheckpointError) as error:
+        error.trajectory = record.trajectory(result("interrupted"), so_far())
         raise
+    finally:
+        if store is not None:
+            store.close()
     return record.trajectory(result(finished), so_far())
 
 

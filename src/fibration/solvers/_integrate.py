@@ -7,13 +7,14 @@ from typing import Any
 import diffrax
 import equinox as eqx
 
+from .. import trees
 from ..flows import AbstractFlow
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._checkpoint import Checkpoint
 from ._observe import Observation, Observe
 from ._options import Options, ProgressCallback
-from ._solve import as_coordinates, solve_field
+from ._solve import check_problem, solve_field
 from ._stop import Stop, bind
 from ._trajectory import Trajectory
 
@@ -24,6 +25,11 @@ class FlowField(eqx.Module):
     flow: AbstractFlow | Callable[..., PyTree]
     problem: AbstractProblem
     constant: PyTree
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Count the gradients of one evaluation: what the flow says, or one."""
+        return int(getattr(self.flow, "gradient_evaluations", 1))
 
     def __call__(self, time: Any, state: PyTree) -> PyTree:
         """Compute the velocity of the floating-point leaves."""
@@ -78,7 +84,8 @@ def integrate(
 
     ```
     """
-    params = as_coordinates(params)
+    params = trees.as_coordinates(params)
+    check_problem(problem)
     problem.check(params)
     state, constant = eqx.partition(params, eqx.is_inexact_array)
     return solve_field(

@@ -28,21 +28,31 @@ class StatefulObserver(Protocol):
         ...
 
 
-Observe = Mapping[str, Any] | Sequence[Any] | None
+Observe = Mapping[str, Any] | Sequence[Any] | Callable[..., Any] | None
 
 
 def named(observe: Observe) -> dict[str, Callable[..., Any] | StatefulObserver]:
     """Give every observer a name: the mapping's key, or the function's own."""
     if observe is None:
         return {}
+    if callable(observe) or isinstance(observe, StatefulObserver | str):
+        observe = [observe]  # one observer, meant as a list of one
     if not isinstance(observe, Mapping):
-        observe = {getattr(function, "__name__", type(function).__name__): function for function in observe}
-    for name, observer in observe.items():
-        if not (callable(observer) or isinstance(observer, StatefulObserver)):
+        pairs = [(getattr(function, "__name__", type(function).__name__), function) for function in observe]
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
             raise UnknownNameError(
-                f"observer {name!r} is {type(observer).__name__}",
+                f"several observers are named {max(names, key=names.count)!r}",
+                "a name of its own for each",
+                'name them: `observe={"first": f, "second": g}`',
+            )
+        observe = dict(pairs)
+    for name, observer in observe.items():
+        if isinstance(observer, type) or not (callable(observer) or isinstance(observer, StatefulObserver)):
+            raise UnknownNameError(
+                f"observer {name!r} is {observer!r}",
                 "a function (problem, params) -> array, or an object with `init` and `update`",
-                "pass the function itself, not its value",
+                "pass the function itself, not its value, and an object, not its class",
             )
     return dict(observe)
 
@@ -74,6 +84,8 @@ class Observation:
                 else:
                     value = observer(self.problem, params)
                 row[name] = np.asarray(jax.device_get(value))
+                if row[name].dtype.kind == "V":  # bfloat16 and the like, which no file of numpy's can hold
+                    row[name] = row[name].astype(np.float32)
             except Exception as error:
                 raise ObserverError(
                     f"observer {name!r} raised {type(error).__name__} at t = {time:.6g}: {error}",

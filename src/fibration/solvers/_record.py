@@ -34,15 +34,9 @@ class Record:
         observation: Observation | None,
         options: Options,
     ) -> None:
+        check_budget(state, n_saved, options)
         leaves = jax.tree.leaves(state)
         rows = n_saved if options.save == "all" else 1
-        needed = rows * sum(leaf.nbytes for leaf in leaves)
-        if needed > options.memory_budget:
-            raise MemoryBudgetError(
-                f"{rows} saved times of {needed // rows:,} bytes each make {needed:,} bytes",
-                f"at most {options.memory_budget:,} bytes (Options.memory_budget)",
-                'save fewer times (`times=`, `save_every=`), or pass `options=fb.Options(save="last")`',
-            )
         self.structure = jax.tree.structure(state)
         self.constant, self.problem, self.observation, self.options = constant, problem, observation, options
         self.times = np.zeros(n_saved)
@@ -70,6 +64,15 @@ class Record:
                 state = jax.tree.unflatten(self.structure, [jnp.asarray(source[row]) for source in host])
                 self.observation.record(eqx.combine(state, self.constant), float(time))
 
+    def drop_after_infinite_cost(self) -> bool:
+        """Drop what was saved after the first cost that is not finite; tell whether there was one."""
+        bad = [] if self.costs is None else np.flatnonzero(~np.isfinite(self.costs[: self.n]))
+        if len(bad):
+            self.n = int(bad[0]) + 1
+            if self.observation is not None:
+                self.observation.values = {name: v[: self.n] for name, v in self.observation.values.items()}
+        return len(bad) > 0
+
     @property
     def last_cost(self) -> float | None:
         """The cost at the last saved time."""
@@ -87,6 +90,22 @@ class Record:
         params = eqx.combine(jax.tree.unflatten(self.structure, [leaf[:rows] for leaf in self.leaves]), self.constant)
         costs = None if self.costs is None else self.costs[:count]
         return Trajectory(self.times[:count], params, costs, observed, result, stats)
+
+
+def check_budget(state: PyTree, n_saved: int, options: Options) -> None:
+    """Check that what a run saves fits in the memory budget, before anything is set aside or computed.
+
+    Counted are the parameters at the saved times (at one of them with `save="last"`), the times and the costs; what
+    observers return is not known beforehand, and comes on top.
+    """
+    bytes_each = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    needed = (n_saved if options.save == "all" else 1) * bytes_each + 16 * n_saved
+    if needed > options.memory_budget:
+        raise MemoryBudgetError(
+            f"{n_saved:,} saved times with parameters of {bytes_each:,} bytes make {needed:,} bytes",
+            f"at most {options.memory_budget:,} bytes (Options.memory_budget)",
+            'save fewer times (`times=`, `save_every=`), or pass `options=fb.Options(save="last")`',
+        )
 
 
 @eqx.filter_jit

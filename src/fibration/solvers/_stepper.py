@@ -63,6 +63,10 @@ class AbstractStepper(eqx.Module):
     def interpolate(self, carry: Carry, clock: Real[Array, ""]) -> PyTree:
         """Compute the state at a clock within the last accepted step."""
 
+    def visible(self, state: PyTree) -> PyTree:
+        """Give the state as users see it: every leaf in its own type."""
+        return state
+
     @property
     def evaluations_per_save(self) -> int:
         """Count the field evaluations that one `interpolate` costs."""

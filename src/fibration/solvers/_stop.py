@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from .. import trees
-from ..errors import StepSizeError, UnknownNameError
+from ..errors import ShapeError, StepSizeError, UnknownNameError
 from ..problem import AbstractProblem
 from ..trees import PyTree
 
@@ -22,7 +22,7 @@ class Stop:
 
     - `cost_below`: C(θ) falls below it; costs one forward evaluation a step.
     - `gradient_norm_below`: |∇C(θ)| falls below it; costs one gradient a step, which the statistics count.
-    - `time`: the time reaches it.
+    - `time`: the time reaches it; the run ends with the step that does so, a little later.
     - `wall_seconds`: the run has taken this long; tested about twice a second.
     - `when`: conditions of your own by name, functions `(problem, params, time) -> bool` that JAX can trace.
 
@@ -45,17 +45,23 @@ class Stop:
     gradient_norm_below: float | None = None
     time: float | None = None
     wall_seconds: float | None = None
-    when: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    when: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("cost_below", "gradient_norm_below", "time", "wall_seconds"):
+        for name in ("cost_below", "gradient_norm_below", "wall_seconds"):
             value = getattr(self, name)
             if value is not None and not float(value) > 0:
                 raise StepSizeError(
                     f"{name} = {value}", "a positive number", "leave it out to switch the condition off"
                 )
         taken = {"completed", "cost_below", "gradient_norm_below", "time", "wall_seconds", *FAILURE_CODES}
-        for name in self.when:
+        if not isinstance(self.when, Mapping):
+            raise UnknownNameError("`when` is no mapping", "conditions by name", 'pass `when={"name": condition}`')
+        for name, condition in self.when.items():
+            if not callable(condition):
+                raise UnknownNameError(
+                    f"the condition {name!r} is {condition!r}", "a function", "pass the function itself"
+                )
             if name in taken:
                 raise UnknownNameError(f"a condition is named {name!r}", "a name that has no meaning yet", "rename it")
 
@@ -110,7 +116,12 @@ class _When(eqx.Module):
     function: Callable[..., Any]
 
     def __call__(self, state: PyTree, time: Array) -> Array:
-        return jnp.asarray(self.function(self.problem, eqx.combine(state, self.constant), time), bool)
+        met = jnp.asarray(self.function(self.problem, eqx.combine(state, self.constant), time), bool)
+        if met.shape != ():
+            raise ShapeError(
+                f"a stop condition has shape {met.shape}", "one truth value", "take `jnp.all` or `jnp.any`"
+            )
+        return met
 
 
 def bind(stop: Stop | None, problem: AbstractProblem, constant: PyTree) -> Conditions:

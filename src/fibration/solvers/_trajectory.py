@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     import xarray
 
 FAILURES = {
-    "nonfinite": ("parameters or velocity turned NaN or infinite", "a smaller step size, or another start"),
+    "nonfinite": ("parameters, velocity or cost turned NaN or infinite", "a smaller step size, or another start"),
     "step_underflow": (
         "the step size fell below the rounding error of the time",
         "looser tolerances, or a smoother field",
     ),
     "max_steps": ("the limit on steps was reached", "a larger `Options.max_steps`, or looser tolerances"),
 }
+
+
+def is_saved(leaf: Any) -> bool:
+    """Tell whether a leaf of a trajectory's parameters was saved along the way, and was not held constant."""
+    return isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Trajectory:
     @property
     def final_params(self) -> PyTree:
         """The parameters at the last saved time, as JAX arrays, ready to go on from."""
-        return jax.tree.map(lambda leaf: jnp.asarray(leaf[-1]) if isinstance(leaf, np.ndarray) else leaf, self.params)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[-1]) if is_saved(leaf) else leaf, self.params)
 
     def raise_if_failed(self) -> "Trajectory":
         """Return the trajectory itself, or raise `DivergedError`, which holds it, if its result is a failure."""
@@ -121,7 +126,7 @@ class Trajectory:
         if self.costs is not None:
             variables["cost"] = ("time", self.costs)
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-            if isinstance(leaf, np.ndarray):
+            if is_saved(leaf):
                 name = "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
                 along = leaf.shape[0] == len(self.times)
                 values = leaf if along else leaf[0]

@@ -55,7 +55,8 @@ class EulerStepper(_UpdateStepper):
     def step(self, carry: Carry, end: Real[Array, ""]) -> Carry:  # noqa: ARG002
         """Take one Euler step: one evaluation of the field."""
         velocity = self.field(self.time(carry.clock), carry.state)
-        return self._advance(carry, trees.axpy(self.step_size, velocity, carry.state), None, 1)
+        gradients = int(getattr(self.field, "gradient_evaluations", 1))
+        return self._advance(carry, trees.axpy(self.step_size, velocity, carry.state), None, gradients)
 
     def time(self, clock: Any) -> Any:
         """After k steps, the time kη."""

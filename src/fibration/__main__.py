@@ -1,0 +1,5 @@
+"""`python -m fibration`, the same as the command `fibration`."""
+
+from .cli import main
+
+main()
