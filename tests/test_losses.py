@@ -67,6 +67,7 @@ def test_number_of_outputs_of_integer_classes():
         (fb.SquaredError(), np.zeros((3, 2, 2)), ShapeError),
         (fb.CrossEntropy(), np.array([0.0, 1.0, 2.0]), IntegerDataError),
         (fb.CrossEntropy(), np.array([-1, 0, 1]), ParameterError),
+        (fb.CrossEntropy(), np.array([[0], [1], [1]]), ShapeError),
         (fb.CrossEntropy(n_classes=2), np.array([0, 1, 2]), ParameterError),
         (fb.CrossEntropy(), np.array([[0.5, -0.5]] * 3), ParameterError),
     ],

@@ -133,6 +133,10 @@ class CrossEntropy(AbstractLoss):
                     "pass `loss=fb.CrossEntropy(n_classes=Q)`",
                 )
             return array
+        if array.shape[1:] == (1,) and jnp.issubdtype(array.dtype, jnp.integer):
+            raise ShapeError(
+                f"targets are integers of shape {array.shape}", "classes of shape (N,)", "ravel them: `targets[:, 0]`"
+            )
         array = _as_matrix(array, "targets").astype(jnp.result_type(float))
         if not traced and bool(jnp.any(array < 0)):
             raise ParameterError(

@@ -118,11 +118,11 @@ def not_numeric(name: str, found: str, path: FilePath) -> FileFormatError:
 
 
 def _listed(columns: Columns) -> list[Column]:
-    return [columns] if isinstance(columns, str | int) else list(columns)
+    return [columns] if isinstance(columns, str | int | np.integer) else list(columns)
 
 
 def _position(names: Sequence[str], column: Column, path: FilePath) -> int:
-    if isinstance(column, int):
+    if isinstance(column, int | np.integer):
         if not -len(names) <= column < len(names):
             raise UnknownNameError(
                 f"column {column} of {os.fspath(path)}, which has {len(names)}",

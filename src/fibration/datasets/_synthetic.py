@@ -41,7 +41,7 @@ def teacher_student(
     import jax
 
     generator = np.random.default_rng(seed)
-    if isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(size, int) for size in inputs):
+    if isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(size, int | np.integer) for size in inputs):
         n, d = cast(tuple[int, int], inputs)
         _check_count(n=n, d=d)
         x = generator.standard_normal((n, d))

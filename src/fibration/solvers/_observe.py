@@ -78,11 +78,14 @@ class Observation:
         row: dict[str, np.ndarray] = {}
         states = dict(self.states)
         for name, observer in self.observers.items():
+            own = jax.tree.map(
+                lambda leaf: leaf, params
+            )  # its containers, so that nobody else sees what it does to them
             try:
                 if isinstance(observer, StatefulObserver):
-                    value, states[name] = observer.update(self.problem, params, time, states[name])
+                    value, states[name] = observer.update(self.problem, own, time, states[name])
                 else:
-                    value = observer(self.problem, params)
+                    value = observer(self.problem, own)
                 row[name] = np.asarray(jax.device_get(value))
                 if row[name].dtype.kind == "V":  # bfloat16 and the like, which no file of numpy's can hold
                     row[name] = row[name].astype(np.float32)
