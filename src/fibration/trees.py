@@ -25,7 +25,6 @@ def size(tree: PyTree) -> int:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> trees.size({"weight": jnp.zeros((3, 2)), "bias": jnp.zeros(3), "name": "dense"})
     9
@@ -64,7 +63,6 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> print(trees.dot([jnp.array([1.0, 2.0])], [jnp.array([3.0, 4.0])]))
     11.0
@@ -80,7 +78,6 @@ def norm(tree: PyTree) -> Float[Array, ""]:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> print(trees.norm({"a": jnp.array([3.0]), "b": jnp.array(4.0)}))
     5.0
@@ -95,7 +92,6 @@ def subtract(a: PyTree, b: PyTree) -> PyTree:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> print(trees.subtract([jnp.array(3.0)], [jnp.array(1.0)])[0])
     2.0
@@ -110,7 +106,6 @@ def scale(factor: float | Scalar, tree: PyTree) -> PyTree:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> print(trees.scale(2.0, [jnp.array(1.5)])[0])
     3.0
@@ -125,7 +120,6 @@ def axpy(factor: float | Scalar, direction: PyTree, start: PyTree) -> PyTree:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> print(trees.axpy(-0.5, [jnp.array(2.0)], [jnp.array(3.0)])[0])
     2.0
@@ -142,7 +136,6 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
     ```python
     >>> import jax.numpy as jnp
-    import numpy as np
     >>> from fibration import trees
     >>> print(trees.all_finite([jnp.array([1.0, jnp.nan])]))
     False

@@ -72,7 +72,7 @@ def _closeness(study: FidelityStudy) -> str:
     run, step = study.descents[0], distinct(study.step_sizes)[0]
     who = "The gradient flow is training with infinitely small steps; gradient descent with the "
     who += f"{'only' if len(study.descents) == 1 else 'smallest'} step size, {step}, "
-    if not np.isfinite(distances[-1]):
+    if run.result.code == "nonfinite" or not np.isfinite(distances[-1]):
         return f"{who}diverges: it {run.result.message}."
     how = f"ends {number(distances[-1])} away from it in parameter space"
     if not reached_end(study, run):
