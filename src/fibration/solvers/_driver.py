@@ -159,14 +159,14 @@ def drive(
             tries = jnp.asarray(min(chunk_tries, options.max_steps - tried))
             chunk = _advance(stepper, conditions, carry, device_grid, device_end, jnp.asarray(next_save), tries, slots)
             carry, filled = jax.block_until_ready(chunk.carry), int(chunk.filled)
-            tried += int(chunk.tried)
+            tried, seen = tried + int(chunk.tried), record.n
             if filled:
                 saved = np.asarray(stepper.time(grid[next_save : next_save + filled]), float)
                 next_save += filled
                 record.extend(saved, chunk.buffer)
             if next_save == len(grid) or grid[next_save] > carry.clock.item():
                 finished = _ending(carry, conditions, end, options.max_steps - tried, deadline)
-            infinite = record.drop_after_infinite_cost()
+            infinite = record.drop_after_infinite_cost(seen)
             if infinite:
                 finished = "nonfinite"
             # A run cut short by a limit is not over: its checkpoint lets a later call go on.

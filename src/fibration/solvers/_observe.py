@@ -78,9 +78,8 @@ class Observation:
         row: dict[str, np.ndarray] = {}
         states = dict(self.states)
         for name, observer in self.observers.items():
-            own = jax.tree.map(
-                lambda leaf: leaf, params
-            )  # its containers, so that nobody else sees what it does to them
+            # Containers of its own, so that nobody else sees what it does to them.
+            own = jax.tree.map(lambda leaf: leaf, params)
             try:
                 if isinstance(observer, StatefulObserver):
                     value, states[name] = observer.update(self.problem, own, time, states[name])

@@ -165,7 +165,7 @@ class AdaptiveStepper(AbstractStepper):
 
     def _interpolates(self) -> bool:
         # The continuous extension of Dopri8 in diffrax 0.7 is 10⁴ times less accurate than its steps, which no error
-        # control sees (measured on a stiff linear field); those of the fifth-order pairs stay below the tolerance.
+        # control sees (measured on a stiff linear field); those of the lower orders stay below the tolerance.
         return isinstance(self.method, diffrax.Tsit5 | diffrax.Dopri5 | diffrax.Bosh3)
 
     @property

@@ -64,11 +64,11 @@ class Record:
                 state = jax.tree.unflatten(self.structure, [jnp.asarray(source[row]) for source in host])
                 self.observation.record(eqx.combine(state, self.constant), float(time))
 
-    def drop_after_infinite_cost(self) -> bool:
-        """Drop what was saved after the first cost that is not finite; tell whether there was one."""
-        bad = [] if self.costs is None else np.flatnonzero(~np.isfinite(self.costs[: self.n]))
+    def drop_after_infinite_cost(self, seen: int) -> bool:
+        """Drop what follows the first cost that is not finite, from row `seen` on; tell whether there was one."""
+        bad = [] if self.costs is None else np.flatnonzero(~np.isfinite(self.costs[seen : self.n]))
         if len(bad):
-            self.n = int(bad[0]) + 1
+            self.n = seen + int(bad[0]) + 1
             if self.observation is not None:
                 self.observation.values = {name: v[: self.n] for name, v in self.observation.values.items()}
         return len(bad) > 0
