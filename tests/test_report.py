@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fibration as fb
-from fibration import report
+from fibration import plots, report
 from fibration.errors import EmptyDataError, MissingExtraError, OutputDirectoryError, ShapeError, UnknownNameError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -91,9 +91,9 @@ def page(page_file):
 
 
 def a_plot(**changes):
-    curve = report.Series("curve", np.arange(4.0), np.array([0.0, 1.0, -1.0, 10.0]))
+    curve = plots.Series("curve", np.arange(4.0), np.array([0.0, 1.0, -1.0, 10.0]))
     fields = {"title": "T", "caption": "C.", "x_label": "x", "y_label": "y", "series": (curve,), **changes}
-    return report.Plot(**fields)
+    return plots.Plot(**fields)
 
 
 def interactive(series):
@@ -187,8 +187,8 @@ def test_text_is_escaped(page, page_file, tmp_path):
     assert "<script>alert" not in page_file.read_text("utf-8")
     assert "<script>alert('data')</script>" in "".join(page.text)
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
-    curve = report.Series(evil, np.arange(2.0), np.arange(2.0))
-    plot = report.Plot(evil, evil, evil, evil, (curve,), (report.Line(evil, 1.0),))
+    curve = plots.Series(evil, np.arange(2.0), np.arange(2.0))
+    plot = plots.Plot(evil, evil, evil, evil, (curve,), (plots.Line(evil, 1.0),))
     table = report.Table(evil, (evil, evil), ((evil, evil),))
     reader = Reader(
         report.write_page(report.Page(evil, (evil,), (plot,), (table,)), tmp_path / "p.html").read_text("utf-8")
@@ -216,7 +216,7 @@ def test_unwritable_directory(tmp_path):
         report.write_page(report.Page("Title", ()), tmp_path / "taken")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"]
     with pytest.raises(OutputDirectoryError):
-        report.save_figures([a_plot()], tmp_path / "file")
+        plots.save_figures([a_plot()], tmp_path / "file")
 
 
 @pytest.mark.parametrize("name", ["matplotlib", "plotly", "jinja2"])
@@ -235,7 +235,7 @@ def test_figures_show_the_arrays_of_the_study(study):
     cost, relative, travelled, sharpness, order = report.fidelity_plots(study)
     runs = (study.flow, *study.descents)
     for plot, values in ((cost, [r.costs for r in runs]), (sharpness, [r.observed["sharpness"] for r in runs])):
-        lines, traces = report.to_matplotlib(plot).axes[0].lines, report.to_plotly(plot).data
+        lines, traces = plots.to_matplotlib(plot).axes[0].lines, plots.to_plotly(plot).data
         assert len(traces) == len(runs)
         for run, y, line, trace in zip(runs, values, lines, traces, strict=False):
             expected = np.where(np.isfinite(y), y, np.nan)
@@ -267,11 +267,11 @@ def test_levels_are_two_over_the_step_size_and_the_far_ones_are_named(study):
     assert 2 / study.step_sizes[2] in shown  # about 1.2 of the largest stable one: within the flow's range
     assert 2 / study.step_sizes[0] not in shown
     assert "2/0.0286 = 70" in plot.caption
-    axes = report.to_matplotlib(plot).axes[0]
+    axes = plots.to_matplotlib(plot).axes[0]
     dashed = {line.get_ydata()[0] for line in axes.lines[len(plot.series) :] if len(set(line.get_ydata())) == 1}
     assert shown <= dashed
     assert axes.get_ylim()[1] < 60
-    shapes = report.to_plotly(plot).layout.shapes
+    shapes = plots.to_plotly(plot).layout.shapes
     assert shown <= {shape.y0 for shape in shapes if shape.y0 == shape.y1}
 
 
@@ -279,7 +279,7 @@ def test_a_diverging_descent_does_not_set_the_scale(study):
     assert study.descents[-1].result.code == "nonfinite"
     assert len(study.descents[-1].times) < len(study.flow.times)
     for plot in report.fidelity_plots(study)[:4]:
-        low, high = report.to_matplotlib(plot).axes[0].get_ylim()
+        low, high = plots.to_matplotlib(plot).axes[0].get_ylim()
         assert np.isfinite([low, high]).all()
         assert high < 1e3
         assert "cut off" in plot.caption
@@ -295,43 +295,43 @@ def test_stable_descents_are_shown_whole(stable_study):
 
 
 def test_values_that_a_logarithmic_axis_cannot_show_leave_gaps():
-    plot = a_plot(y_log=True, x_log=True, levels=(report.Line("zero", 0.0), report.Line("two", 2.0)))
-    axes = report.to_matplotlib(plot).axes[0]
+    plot = a_plot(y_log=True, x_log=True, levels=(plots.Line("zero", 0.0), plots.Line("two", 2.0)))
+    axes = plots.to_matplotlib(plot).axes[0]
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), [np.nan, 1.0, np.nan, 10.0])
     np.testing.assert_array_equal(axes.lines[0].get_xdata(), [np.nan, 1.0, 2.0, 3.0])
     assert axes.get_yscale() == axes.get_xscale() == "log"
     assert len(axes.lines) == 2
-    figure = report.to_plotly(plot)
+    figure = plots.to_plotly(plot)
     assert figure.data[0].y == (None, 1.0, None, 10.0)
     assert figure.layout.yaxis.type == "log"
     assert [note.text for note in figure.layout.annotations] == ["two"]
     assert figure.layout.annotations[0].y == pytest.approx(np.log10(2.0))
-    linear = report.to_plotly(a_plot(levels=(report.Line("zero", 0.0),)))
+    linear = plots.to_plotly(a_plot(levels=(plots.Line("zero", 0.0),)))
     assert linear.data[0].y == (0.0, 1.0, -1.0, 10.0)
     assert linear.layout.shapes[0].y0 == 0.0
 
 
 def test_a_plot_with_nothing_to_show_is_still_drawn():
-    nothing = report.Series("nothing", np.zeros(0), np.zeros(0))
-    zeros = report.Series("zeros", np.arange(3.0), np.zeros(3))
+    nothing = plots.Series("nothing", np.zeros(0), np.zeros(0))
+    zeros = plots.Series("zeros", np.arange(3.0), np.zeros(3))
     for series in ((), (nothing,), (zeros,)):
-        plot = a_plot(series=series, y_log=True, levels=(report.Line("one", 1.0),), moments=(report.Line("m", 1.0),))
-        assert len(report.to_plotly(plot).data) == len(series)
-        assert len(report.to_matplotlib(plot).axes[0].lines) == len(series) + 2
+        plot = a_plot(series=series, y_log=True, levels=(plots.Line("one", 1.0),), moments=(plots.Line("m", 1.0),))
+        assert len(plots.to_plotly(plot).data) == len(series)
+        assert len(plots.to_matplotlib(plot).axes[0].lines) == len(series) + 2
 
 
 def test_matplotlib_state_is_left_alone(monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     with mpl.rc_context({"axes.facecolor": "red", "font.size": 31.0, "lines.linewidth": 9.0}):
         before = mpl.rcParams.copy()
-        figure = report.to_matplotlib(a_plot())
+        figure = plots.to_matplotlib(a_plot())
         assert mpl.rcParams.copy() == before
     assert mpl.colors.to_hex(figure.axes[0].get_facecolor()) == "#ffffff"
     assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_everything_written_stays_inside_the_figure(study):
-    for figure in [*map(report.to_matplotlib, report.fidelity_plots(study)), report.summary_figure(study)]:
+    for figure in [*map(plots.to_matplotlib, report.fidelity_plots(study)), report.summary_figure(study)]:
         renderer = figure.canvas.get_renderer()
         frame = figure.bbox.padded(1)
         texts = [text for text in figure.findobj(mpl.text.Text) if text.get_visible() and text.get_text()]
@@ -349,30 +349,30 @@ def test_everything_written_stays_inside_the_figure(study):
 
 
 def test_mathematics_and_markup_in_names_are_shown_as_written():
-    curve = report.Series("$a_ <b>&", np.arange(2.0), np.arange(2.0))
-    figure = report.to_matplotlib(a_plot(series=(curve,), title="50 $ and $ {"))
+    curve = plots.Series("$a_ <b>&", np.arange(2.0), np.arange(2.0))
+    figure = plots.to_matplotlib(a_plot(series=(curve,), title="50 $ and $ {"))
     assert r"\$" in figure.axes[0].get_title(loc="left")
-    assert report.to_plotly(a_plot(series=(curve,))).data[0].name == "$a_ &lt;b&gt;&amp;"
+    assert plots.to_plotly(a_plot(series=(curve,))).data[0].name == "$a_ &lt;b&gt;&amp;"
 
 
 def test_saved_figures(tmp_path):
-    plots = [a_plot(title="Cost / time: θ"), a_plot(title="θ")]
-    paths = report.save_figures(plots, tmp_path / "a" / "b", ("png", "svg", "pdf"))
+    drawn = [a_plot(title="Cost / time: θ"), a_plot(title="θ")]
+    paths = plots.save_figures(drawn, tmp_path / "a" / "b", ("png", "svg", "pdf"))
     assert [p.name for p in paths] == [
         f"{stem}.{kind}" for stem in ("1-cost-time", "2-plot") for kind in ("png", "svg", "pdf")
     ]
     assert paths[0].read_bytes().startswith(PNG)
     assert ET.fromstring(paths[1].read_bytes()).tag.endswith("svg")
     assert paths[2].read_bytes().startswith(b"%PDF")
-    again = report.save_figures(plots, tmp_path / "c", ("png", "svg", "pdf"))
+    again = plots.save_figures(drawn, tmp_path / "c", ("png", "svg", "pdf"))
     assert [p.read_bytes() for p in paths] == [p.read_bytes() for p in again]
     with pytest.raises(UnknownNameError, match="gif"):
-        report.save_figures(plots, tmp_path, ("gif",))
+        plots.save_figures(drawn, tmp_path, ("gif",))
 
 
 def test_series_and_tables_of_wrong_shape():
     with pytest.raises(ShapeError, match=r"\(2,\)"):
-        report.Series("s", np.zeros(2), np.zeros(3))
+        plots.Series("s", np.zeros(2), np.zeros(3))
     with pytest.raises(ShapeError, match="3 cells"):
         report.Table("t", (), (("a", "b", "c"),))
 
@@ -433,7 +433,7 @@ def test_sentences_about_descents_that_end_early(study, x64):
     assert f"took {ended.stats['gradient_evaluations']} until it ended at t = {ended.result.time:.6g}" in price
     assert "nan" not in " ".join(report.three_sentences(alone))
     assert [len(p.series) for p in report.fidelity_plots(alone)] == [2, 1, 2, 2, 0]
-    assert all(np.isfinite(report.to_matplotlib(p).axes[0].get_ylim()).all() for p in report.fidelity_plots(alone))
+    assert all(np.isfinite(plots.to_matplotlib(p).axes[0].get_ylim()).all() for p in report.fidelity_plots(alone))
 
 
 def test_a_flow_that_does_not_move(x64, tmp_path):

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import report, study
+from . import plots, report, study
 from ._validation import writable_directory
 from ._version import __version__
 from .errors import FibrationError, MissingExtraError
@@ -56,7 +56,7 @@ def demo(
     with study.ProgressBar() as bar:
         result = study.digits_fidelity(quick=quick, progress=bar.task)
     page = report.write_page(report.fidelity_page(result), out / "index.html")
-    report.save_figures(report.fidelity_plots(result), out / "figures")
+    plots.save_figures(report.fidelity_plots(result), out / "figures")
     for sentence in report.three_sentences(result):
         print(sentence)
     print(f"\nThe page: {page.resolve()}")

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from ..plots._numbers import distinct, number
 from ..solvers import Trajectory
 from ..study import FidelityStudy, machine_facts
 from ._fidelity_plots import distance, fidelity_plots, names, reached_end, travelled
-from ._numbers import distinct, number
 from ._page import Page, Table
 
 

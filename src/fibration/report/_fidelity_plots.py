@@ -1,15 +1,19 @@
 """The plots of a fidelity study."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import fidelity
 from ..errors import EmptyDataError
+from ..plots import Line, Plot, Series, to_matplotlib
+from ..plots._numbers import distinct, listed, number
 from ..solvers import Trajectory
 from ..study import FidelityStudy
-from ._numbers import distinct, listed, number
-from ._plot import Line, Plot, Series
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 TIME = "time (step size × steps)"
 OVER = "; where curves coincide, the larger step size lies on top"
@@ -38,6 +42,24 @@ def fidelity_plots(study: FidelityStudy) -> list[Plot]:
         sharpness_plot(study),
         order_plot(study),
     ]
+
+
+def summary_figure(study: FidelityStudy) -> "matplotlib.figure.Figure":
+    """Draw the sharpness with the lines 2/step size beside the distance from the flow, 10 × 4 inches.
+
+    **Raises:** `MissingExtraError` without matplotlib; `EmptyDataError` for a study without descents.
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import fibration as fb
+    >>> problem = fb.Problem(lambda w, x: w * x, jnp.array([1.0]), jnp.array([0.0]))
+    >>> study = fb.study.fidelity_study(problem, jnp.array(1.0), t1=4.0, fractions=(0.1,), n_times=3, rtol=1e-4)
+    >>> len(fb.report.summary_figure(study).axes)
+    2
+
+    ```
+    """
+    return to_matplotlib([sharpness_plot(study), distance_plot(study)])
 
 
 def cost_plot(study: FidelityStudy) -> Plot:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ShapeError
-from ._extra import report_extra
-from ._matplotlib import file_stem, render, to_matplotlib
-from ._plot import Plot
-from ._plotly import to_plotly
-from ._write import write_atomically
+from ..plots import Plot, to_matplotlib, to_plotly
+from ..plots._extra import report_extra
+from ..plots._matplotlib import file_stem, render
+from ..plots._write import write_atomically
 
 # Every address in plotly.js (map tiles, fonts, licences, its own service) except the names of XML dialects.
 ADDRESS = re.compile(r"(?:https?|wss?|ftp)://(?!www\.w3\.org/)[^\s\"'`<>()\\]*")

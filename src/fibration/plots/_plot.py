@@ -37,7 +37,7 @@ class Series:
     ```python
     >>> import numpy as np
     >>> import fibration as fb
-    >>> fb.report.Series("cost", np.arange(3.0), np.array([1.0, 0.5, 0.2])).colour
+    >>> fb.plots.Series("cost", np.arange(3.0), np.array([1.0, 0.5, 0.2])).colour
     1
 
     ```
@@ -68,7 +68,7 @@ class Line:
 
     ```python
     >>> import fibration as fb
-    >>> fb.report.Line("2/step size", 4.0, colour=2).value
+    >>> fb.plots.Line("2/step size", 4.0, colour=2).value
     4.0
 
     ```
@@ -91,9 +91,9 @@ class Plot:
     >>> import numpy as np
     >>> import fibration as fb
     >>> times = np.linspace(0.0, 1.0, 5)
-    >>> curve = fb.report.Series("cost", times, np.exp(-times))
-    >>> plot = fb.report.Plot("Cost", "The cost falls.", "time", "cost", (curve,), y_log=True)
-    >>> fb.report.to_plotly(plot).layout.yaxis.type
+    >>> curve = fb.plots.Series("cost", times, np.exp(-times))
+    >>> plot = fb.plots.Plot("Cost", "The cost falls.", "time", "cost", (curve,), y_log=True)
+    >>> fb.plots.to_plotly(plot).layout.yaxis.type
     'log'
 
     ```

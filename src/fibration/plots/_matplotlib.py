@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UnknownNameError
-from ..study import FidelityStudy
 from ._extra import report_extra
-from ._fidelity_plots import distance_plot, sharpness_plot
 from ._plot import Plot, colour, drawable, drawable_lines, level_label, moment_label, text_colour
 from ._write import write_atomically
 
@@ -30,43 +28,29 @@ METADATA: dict[str, dict[str, None]] = {
 DASHES = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.5))}
 
 
-def to_matplotlib(plot: Plot, *, size: tuple[float, float] = (5.2, 3.4)) -> "matplotlib.figure.Figure":
-    """Draw a plot as a matplotlib figure for one column of a paper.
+def to_matplotlib(
+    plots: Plot | Sequence[Plot], *, size: tuple[float, float] | None = None
+) -> "matplotlib.figure.Figure":
+    """Draw a plot as a matplotlib figure for one column of a paper, or several side by side.
 
-    `size`: width and height in inches. Each series is a line of the only axes, in order. Neither pyplot nor the
-    global rcParams are touched, so that any number of figures can be drawn in one process.
+    `size`: width and height in inches; by default (5.2, 3.4) for one plot, and (5, 4) for each of several. Each series
+    is a line of its plot's axes, in order. Neither pyplot nor the global rcParams are touched, so that any number of
+    figures can be drawn in one process.
 
     **Raises:** `MissingExtraError` without matplotlib.
 
     ```python
     >>> import numpy as np
     >>> import fibration as fb
-    >>> curve = fb.report.Series("line", np.array([0.0, 1.0]), np.array([1.0, 2.0]))
-    >>> figure = fb.report.to_matplotlib(fb.report.Plot("A line", "It climbs.", "x", "y", (curve,)))
+    >>> curve = fb.plots.Series("line", np.array([0.0, 1.0]), np.array([1.0, 2.0]))
+    >>> figure = fb.plots.to_matplotlib(fb.plots.Plot("A line", "It climbs.", "x", "y", (curve,)))
     >>> print(figure.axes[0].lines[0].get_ydata())
     [1. 2.]
 
     ```
     """
-    return _figure([plot], size)
-
-
-def summary_figure(study: FidelityStudy) -> "matplotlib.figure.Figure":
-    """Draw the sharpness with the lines 2/step size beside the distance from the flow, 10 × 4 inches.
-
-    **Raises:** `MissingExtraError` without matplotlib; `EmptyDataError` for a study without descents.
-
-    ```python
-    >>> import jax.numpy as jnp
-    >>> import fibration as fb
-    >>> problem = fb.Problem(lambda w, x: w * x, jnp.array([1.0]), jnp.array([0.0]))
-    >>> study = fb.study.fidelity_study(problem, jnp.array(1.0), t1=4.0, fractions=(0.1,), n_times=3, rtol=1e-4)
-    >>> len(fb.report.summary_figure(study).axes)
-    2
-
-    ```
-    """
-    return _figure([sharpness_plot(study), distance_plot(study)], (10.0, 4.0))
+    panels = [plots] if isinstance(plots, Plot) else list(plots)
+    return _figure(panels, size or ((5.2, 3.4) if len(panels) == 1 else (5.0 * len(panels), 4.0)))
 
 
 def save_figures(
@@ -84,9 +68,9 @@ def save_figures(
     ```python
     >>> import tempfile, numpy as np
     >>> import fibration as fb
-    >>> curve = fb.report.Series("line", np.array([0.0, 1.0]), np.array([1.0, 2.0]))
-    >>> plot = fb.report.Plot("A line", "It climbs.", "x", "y", (curve,))
-    >>> [path.name for path in fb.report.save_figures([plot], tempfile.mkdtemp())]
+    >>> curve = fb.plots.Series("line", np.array([0.0, 1.0]), np.array([1.0, 2.0]))
+    >>> plot = fb.plots.Plot("A line", "It climbs.", "x", "y", (curve,))
+    >>> [path.name for path in fb.plots.save_figures([plot], tempfile.mkdtemp())]
     ['1-a-line.png', '1-a-line.svg']
 
     ```

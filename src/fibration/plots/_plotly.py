@@ -25,8 +25,8 @@ def to_plotly(plot: Plot) -> "plotly.graph_objects.Figure":
     ```python
     >>> import numpy as np
     >>> import fibration as fb
-    >>> curve = fb.report.Series("line", np.array([0.0, 1.0]), np.array([1.0, 2.0]))
-    >>> figure = fb.report.to_plotly(fb.report.Plot("A line", "It climbs.", "x", "y", (curve,)))
+    >>> curve = fb.plots.Series("line", np.array([0.0, 1.0]), np.array([1.0, 2.0]))
+    >>> figure = fb.plots.to_plotly(fb.plots.Plot("A line", "It climbs.", "x", "y", (curve,)))
     >>> print(figure.data[0].name, list(figure.data[0].y))
     line [1.0, 2.0]
 
