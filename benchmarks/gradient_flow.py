@@ -1,20 +1,17 @@
-"""Gradient flow on digits: `fb.integrate` beside the solvers that people use today.
+"""Gradient flows: `fb.integrate` beside the solvers that people use today, in one run.
 
-A 64-32-10 tanh network on 200 centred digits, squared error, float64, from t = 0 to 1000, 11 saved times. Every
-contender runs in a process of its own, one after the other, `--rounds` times over: peak memory is its own, and a slow
-minute of the machine hits all of them. Reported are gradient evaluations, counted
-where the gradient is called; seconds of a warm run (median) and of the first one, compilation included; peak resident
-memory over that of the bare gradient; and the error against scipy's DOP853 at rtol 1e-11, relative to the distance
-travelled.
+Every contender runs in a process of its own, one after the other, so that peak memory is its own. Reported are
+gradients (a Hessian–vector product counts 2; the Jacobians of implicit methods are made by JAX and count K gradients
+each), seconds of a warm run and of the first one, compilation included, peak memory over that of the bare gradient, and
+the error at the end against scipy's DOP853 at rtol 1e-11, relative to the distance travelled. atol = rtol/100 for all.
 
-    python benchmarks/gradient_flow.py [--rounds 3] [--t1 1000] [--out benchmarks/results/gradient_flow.json]
+    python benchmarks/gradient_flow.py [--problems A B C D quadratic] [--out benchmarks/results/gradient_flow.json]
 """
 
 import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,60 +25,55 @@ jax.config.update("jax_enable_x64", True)
 import diffrax
 import jax.numpy as jnp
 import numpy as np
-import optax
+import scipy
 import scipy.integrate
-from jax.experimental.ode import odeint
-from jax.flatten_util import ravel_pytree
 
 import fibration as fb
-
-RTOLS = (1e-3, 1e-6, 1e-9)
-
-
-def setup():
-    inputs, targets = fb.datasets.digits(samples=200, one_hot=True)
-    apply, params = fb.networks.mlp((64, 32, 10), "tanh", key=jax.random.key(0))
-    return fb.Problem(apply, inputs - inputs.mean(axis=0), targets), params
+from stiff_problems import FLOWS
 
 
-def flat_field(problem, params):
-    flat, unravel = ravel_pytree(params)
-    return (lambda y: -ravel_pytree(problem.gradient(unravel(y)))[0]), flat
+def fibration(method):
+    def make(flow, rtol):
+        def run():
+            t = fb.integrate(
+                flow.problem,
+                fb.GradientFlow(),
+                flow.params,
+                flow.t1,
+                rtol=rtol,
+                atol=rtol / 100,
+                times=[flow.t1],
+                method=method,
+                options=fb.Options(save="last"),
+            )
+            end = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(t.final_params)])
+            return end, t.stats["gradient_evaluations"] + 2 * t.stats["hvp_evaluations"]
+
+        return run
+
+    return make
 
 
-def fibration(rtol, times):
-    problem, params = setup()
-
-    def run():
-        t = fb.integrate(problem, fb.GradientFlow(), params, float(times[-1]), rtol=rtol, atol=rtol / 100, times=times)
-        leaves = [leaf.reshape(len(times), -1) for leaf in jax.tree.leaves(t.params)]
-        return np.concatenate(leaves, axis=1), t.stats["gradient_evaluations"]
-
-    return run
-
-
-def diffrax_by_hand(solver, extra_stages):
-    def make(rtol, times):
-        problem, params = setup()
-        field, flat = flat_field(problem, params)
-        term = diffrax.ODETerm(lambda t, y, args: field(y))
+def diffrax_by_hand(solver, evaluations, max_steps=None):
+    def make(flow, rtol):
+        term = diffrax.ODETerm(lambda t, y, args: flow.field(y))
         controller = diffrax.PIDController(rtol=rtol, atol=rtol / 100)
+        start = flow.flat
 
         def run():
             s = diffrax.diffeqsolve(
                 term,
                 solver,
                 0.0,
-                float(times[-1]),
+                flow.t1,
                 None,
-                flat,
-                saveat=diffrax.SaveAt(ts=jnp.asarray(times)),
+                start,
                 stepsize_controller=controller,
-                max_steps=None,
+                max_steps=max_steps,
                 adjoint=diffrax.ForwardMode(),
             )
-            # Stages per step less the one saved by first-same-as-last, and three to start: its statistics count steps.
-            return np.asarray(s.ys), int(s.stats["num_steps"]) * extra_stages + 3
+            # Its statistics count steps: the stages of each, less the one saved by first-same-as-last, and 3 to start.
+            return np.asarray(s.ys[-1]), int(s.stats["num_steps"]) * evaluations(start.size) + 3
 
         return run
 
@@ -89,92 +81,147 @@ def diffrax_by_hand(solver, extra_stages):
 
 
 def scipy_solver(method):
-    def make(rtol, times):
-        problem, params = setup()
-        field, flat = flat_field(problem, params)
-        compiled = jax.jit(field)
+    def make(flow, rtol):
+        field, jacobian = jax.jit(flow.field), jax.jit(jax.jacfwd(flow.field))
+        implicit = {"jac": lambda t, y: np.asarray(jacobian(y))} if method in ("BDF", "Radau", "LSODA") else {}
 
         def run():
             s = scipy.integrate.solve_ivp(
-                lambda t, y: np.asarray(compiled(y)), (0, times[-1]), flat, method, times, rtol=rtol, atol=rtol / 100
+                lambda t, y: np.asarray(field(y)),
+                (0, flow.t1),
+                np.asarray(flow.flat),
+                method,
+                [flow.t1],
+                rtol=rtol,
+                atol=rtol / 100,
+                **implicit,
             )
-            return s.y.T, s.nfev
+            return s.y[:, -1], s.nfev + s.njev * flow.flat.size
 
         return run
 
     return make
 
 
-def jax_odeint(rtol, times):
-    problem, params = setup()
-    field, flat = flat_field(problem, params)
-    solve = jax.jit(lambda y: odeint(lambda y, t: field(y), y, jnp.asarray(times), rtol=rtol, atol=rtol / 100))
+def fixed_steps(method, size_of):
+    """Euler or the classical Runge–Kutta method at a fixed step, by hand: `size_of(sharpness)`."""
+
+    def make(flow, rtol):
+        y, v = flow.flat, jnp.ones_like(flow.flat)
+        # The largest sharpness along a flow is known to nobody beforehand; the end's is taken from the reference.
+        end = jnp.asarray(np.load(os.environ["FIBRATION_REFERENCE"]))
+        sharpness = 0.0
+        for place in (y, end):
+            for _ in range(100):
+                w = jax.jvp(flow.field, (place,), (v,))[1]
+                v = w / jnp.linalg.norm(w)
+            sharpness = max(sharpness, float(jnp.linalg.norm(w)))
+        steps = int(np.ceil(flow.t1 / size_of(sharpness)))
+        h = flow.t1 / steps
+
+        def euler(_, y):
+            return y + h * flow.field(y)
+
+        def rk4(_, y):
+            k1 = flow.field(y)
+            k2 = flow.field(y + h / 2 * k1)
+            k3 = flow.field(y + h / 2 * k2)
+            return y + h / 6 * (k1 + 2 * k2 + 2 * k3 + flow.field(y + h * k3))
+
+        step = {"Euler": euler, "RK4": rk4}[method]
+        solve = jax.jit(lambda y: jax.lax.fori_loop(0, steps, step, y))
+        return lambda: (np.asarray(solve(y)), steps * (4 if method == "RK4" else 1))
+
+    return make
+
+
+def torchdiffeq(flow, rtol):
+    """The same network written in torch, its gradient by autograd."""
+    import torch
+    from torchdiffeq import odeint
+
+    torch.set_default_dtype(torch.float64)
+    inputs, targets = (torch.tensor(np.asarray(a)) for a in (flow.problem.inputs, flow.problem.targets))
+    shapes = [leaf.shape for leaf in jax.tree.leaves(flow.params)]
+    ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+    count = 0
+
+    def cost(y):
+        parts = torch.tensor_split(y, ends[:-1].tolist())
+        b1, w1, b2, w2 = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+        outputs = torch.tanh(inputs @ w1.T + b1) @ w2.T + b2
+        return ((outputs - targets) ** 2).sum() / (2 * len(inputs))
+
+    def field(t, y):
+        nonlocal count
+        count += 1
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return -torch.autograd.grad(cost(y), y)[0]
+
+    start = torch.tensor(np.asarray(flow.flat))
 
     def run():
-        return np.asarray(solve(flat)), None  # it counts nothing, and its steps cannot be seen
+        nonlocal count
+        count = 0
+        y = odeint(field, start, torch.tensor([0.0, flow.t1]), rtol=rtol, atol=rtol / 100, method="dopri5")[-1]
+        return y.numpy(), count
 
     return run
 
 
-def euler_script(step_size):
-    """What people write: gradient descent with a small step, as a stand-in for the flow."""
-
-    def make(rtol, times):
-        problem, params = setup()
-        per_save = int(np.ceil((times[1] - times[0]) / step_size))
-        step = (times[1] - times[0]) / per_save
-        optimiser = optax.sgd(step)
-
-        @jax.jit
-        def advance(p, state):
-            def body(_, carry):
-                p, state = carry
-                updates, state = optimiser.update(problem.gradient(p), state)
-                return optax.apply_updates(p, updates), state
-
-            return jax.lax.fori_loop(0, per_save, body, (p, state))
-
-        def run():
-            p, state, saved = params, optimiser.init(params), [ravel_pytree(params)[0]]
-            for _ in times[1:]:
-                p, state = advance(p, state)
-                saved.append(ravel_pytree(p)[0])
-            return np.asarray(saved), per_save * (len(times) - 1)
-
-        return run
-
-    return make
+def erk(evaluations):
+    return lambda size: evaluations
 
 
+EXPLICIT = {
+    "diffrax Tsit5": (diffrax_by_hand(diffrax.Tsit5(), erk(6)), (1e-4, 1e-7)),
+    "diffrax Dopri8": (diffrax_by_hand(diffrax.Dopri8(), erk(13)), (1e-4, 1e-8)),
+}
 CONTENDERS = {
-    "fibration": (fibration, RTOLS),
-    "diffrax Tsit5": (diffrax_by_hand(diffrax.Tsit5(), 6), RTOLS),
-    "diffrax Dopri8": (diffrax_by_hand(diffrax.Dopri8(), 13), RTOLS),
-    "scipy DOP853": (scipy_solver("DOP853"), RTOLS),
-    "scipy RK45": (scipy_solver("RK45"), (1e-3, 1e-6)),
-    "jax odeint": (jax_odeint, (1e-3, 1e-6)),
-    "Euler, step 0.1": (euler_script(0.1), (None,)),
-    "Euler, step 0.01": (euler_script(0.01), (None,)),
+    "fibration auto": (fibration("auto"), (1e-3, 1e-4, 1e-6, 1e-8)),
+    "fibration rkc2": (fibration("rkc2"), (1e-3, 1e-4)),
+    "fibration rock4": (fibration("rock4"), (1e-4, 1e-6, 1e-8)),
+    **EXPLICIT,
+    "scipy LSODA": (scipy_solver("LSODA"), (1e-4, 1e-7)),
+    "scipy BDF": (scipy_solver("BDF"), (1e-4, 1e-7)),
+    "scipy Radau": (scipy_solver("Radau"), (1e-4,)),
+    # Each of its six implicit stages costs a Jacobian in the worst case; it refactors once a step.
+    "diffrax Kvaerno5": (diffrax_by_hand(diffrax.Kvaerno5(), lambda size: 7 * 5 + size, 100_000), (1e-4,)),
+    "torchdiffeq dopri5": (torchdiffeq, (1e-4,)),
+    "RK4, step 1/sharpness": (fixed_steps("RK4", lambda s: 1 / s), (None,)),
+    "Euler, step 1.8/sharpness": (fixed_steps("Euler", lambda s: 1.8 / s), (None,)),
+    "Euler, step 0.2/sharpness": (fixed_steps("Euler", lambda s: 0.2 / s), (None,)),
+}
+DENSE = {"scipy LSODA", "scipy BDF", "scipy Radau", "diffrax Kvaerno5"}
+LEFT_OUT = {
+    "A": DENSE,  # 2 410 parameters: a dense Jacobian is 46 MB, and a step factors it
+    "B": set(),
+    "C": DENSE | {"torchdiffeq dopri5"},
+    "D": DENSE | {"torchdiffeq dopri5"},
+    # Explicit methods need millions of gradients for it.
+    "quadratic": DENSE | set(EXPLICIT) | {"torchdiffeq dopri5"} | {name for name in CONTENDERS if "step" in name},
 }
 
 
-def one(name, rtol, t1, reference):
+def one(problem, name, rtol):
     """Run one contender in this process; print its row."""
-    problem, params = setup()
-    times = np.linspace(0, t1, 11)
-    jax.block_until_ready(problem.gradient(params))
+    flow = FLOWS[problem]()
+    jax.block_until_ready(flow.problem.gradient(flow.params))
+    reference = np.load(os.environ["FIBRATION_REFERENCE"])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = CONTENDERS[name][0](rtol, times)
-    began = time.perf_counter()
-    states, evaluations = run()
-    first = time.perf_counter() - began
-    began = time.perf_counter()
-    states, evaluations = run()
-    warm = time.perf_counter() - began
-    expected = np.load(reference)
-    error = np.max(np.linalg.norm(states - expected, axis=1)) / np.linalg.norm(expected[-1] - expected[0])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    row = {"gradients": evaluations, "seconds": warm, "first_seconds": first, "megabytes": peak / 1024, "error": error}
+    run = CONTENDERS[name][0](flow, rtol)
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        end, gradients = run()
+        seconds.append(time.perf_counter() - began)
+        if seconds[0] > 60:  # compilation is lost in it
+            seconds.append(seconds[0])
+            break
+    error = np.linalg.norm(end - reference) / np.linalg.norm(reference - np.asarray(flow.flat))
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    row = {"gradients": gradients, "seconds": seconds[1], "first": seconds[0], "megabytes": peak, "error": float(error)}
     print(json.dumps(row))
 
 
@@ -186,52 +233,62 @@ def machine():
     return fb.study.machine_facts() | memory | {"date": time.strftime("%Y-%m-%d")}
 
 
+def reference(problem):
+    flow = FLOWS[problem]()
+    if problem == "quadratic":  # in closed form; an explicit method would need millions of gradients
+        return np.asarray(flow.flat) * np.exp(-flow.t1 * np.geomspace(1e-6, 1, 100))
+    compiled = jax.jit(flow.field)
+    solution = scipy.integrate.solve_ivp(
+        lambda t, y: np.asarray(compiled(y)),
+        (0, flow.t1),
+        np.asarray(flow.flat),
+        "DOP853",
+        [flow.t1],
+        rtol=1e-11,
+        atol=1e-13,
+    )
+    return solution.y[:, -1]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--t1", type=float, default=1000.0)
+    parser.add_argument("--problems", nargs="+", choices=FLOWS, default=list(FLOWS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gradient_flow.json")
-    parser.add_argument("--one", nargs=3, metavar=("NAME", "RTOL", "REFERENCE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("PROBLEM", "NAME", "RTOL"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        name, rtol, reference = arguments.one
-        one(name, None if rtol == "None" else float(rtol), arguments.t1, reference)
+        problem, name, rtol = arguments.one
+        one(problem, name, None if rtol == "None" else float(rtol))
         return
-    problem, params = setup()
-    field, flat = flat_field(problem, params)
-    compiled = jax.jit(field)
-    times = np.linspace(0, arguments.t1, 11)
-    exact = scipy.integrate.solve_ivp(
-        lambda t, y: np.asarray(compiled(y)), (0, arguments.t1), flat, "DOP853", times, rtol=1e-11, atol=1e-13
-    ).y.T
-    rows = {}
+    done = json.loads(arguments.out.read_text())["problems"] if arguments.out.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        reference = str(Path(folder) / "reference.npy")
-        np.save(reference, exact)
-        for _ in range(arguments.rounds):
+        for problem in arguments.problems:
+            path = str(Path(folder) / f"{problem}.npy")
+            np.save(path, reference(problem))
+            flow, rows = FLOWS[problem](), []
+            print(f"\n{problem}: {flow.title}\n\n| solver | rtol | gradients | seconds | first run | MB | error |")
+            print("|---|---|---|---|---|---|---|")
             for name, (_, rtols) in CONTENDERS.items():
+                if name in LEFT_OUT[problem]:
+                    continue
                 for rtol in rtols:
-                    command = [sys.executable, __file__, "--t1", str(arguments.t1), "--one", name, str(rtol), reference]
-                    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-                    rows.setdefault((name, rtol), []).append(json.loads(answer))
-    table = [
-        {"solver": name, "rtol": rtol}
-        | {key: statistics.median(r[key] for r in runs) if runs[0][key] is not None else None for key in runs[0]}
-        for (name, rtol), runs in rows.items()
-    ]
-    travelled = float(np.linalg.norm(exact[-1] - exact[0]))
-    facts = {"t1": arguments.t1, "parameters": int(flat.size), "samples": 200, "rounds": arguments.rounds}
-    result = {"problem": facts | {"distance travelled": travelled}, "machine": machine(), "rows": table}
-    arguments.out.parent.mkdir(exist_ok=True)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print("| solver | rtol | gradients | seconds | first run | MB | relative error |\n|---|---|---|---|---|---|---|")
-    for row in table:
-        count = "not counted" if row["gradients"] is None else f"{row['gradients']:,.0f}"
-        rtol = "" if row["rtol"] is None else f"{row['rtol']:.0e}"
-        print(
-            f"| {row['solver']} | {rtol} | {count} | {row['seconds']:.2f} | {row['first_seconds']:.2f} "
-            f"| {row['megabytes']:.0f} | {row['error']:.1e} |"
-        )
+                    command = [sys.executable, __file__, "--one", problem, name, str(rtol)]
+                    environment = os.environ | {"FIBRATION_REFERENCE": path}
+                    answer = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+                    if answer.returncode:
+                        print(
+                            f"| {name} | {rtol} | failed: {answer.stderr.strip().splitlines()[-1][:80]} |", flush=True
+                        )
+                        continue
+                    row = {"solver": name, "rtol": rtol} | json.loads(answer.stdout.splitlines()[-1])
+                    rows.append(row)
+                    asked = "" if rtol is None else f"{rtol:.0e}"
+                    spent = f"{row['gradients']:,} | {row['seconds']:.2f} | {row['first']:.1f} | {row['megabytes']:.0f}"
+                    print(f"| {name} | {asked} | {spent} | {row['error']:.1e} |", flush=True)
+            facts = {"title": flow.title, "parameters": int(flow.flat.size), "t1": flow.t1}
+            done[problem] = facts | {"machine": machine(), "rows": rows}
+            arguments.out.parent.mkdir(exist_ok=True)
+            arguments.out.write_text(json.dumps({"problems": done}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def test_digits_flow_agrees_with_scipy():
         lambda t, y: np.asarray(field(y)), (0, 20), np.asarray(flat), "DOP853", rtol=1e-9, atol=1e-12
     ).y[:, -1]
     assert np.linalg.norm(mine[-1] - scipy_at_1e9) / travelled < 1e-6
-    assert run.stats["method"] == "Tsit5"
+    assert run.stats["method"] == "Dopri8"
 
 
 @pytest.mark.parametrize("method", ["tsit5", "dopri8", "bosh3"])
@@ -168,7 +168,7 @@ def test_other_tolerances_do_not_compile_again():
             seen.append(1)
             return super().__call__(problem, params, time)
 
-    fb.integrate(problem, Spy(), start, t1=1.0, rtol=1e-3, stop=fb.Stop(cost_below=1e-9))
+    fb.integrate(problem, Spy(), start, t1=1.0, rtol=1e-4, stop=fb.Stop(cost_below=1e-9))
     traces = len(seen)
     fb.integrate(problem, Spy(), start, t1=2.0, rtol=1e-5, atol=1e-7, stop=fb.Stop(cost_below=1e-5))
     assert len(seen) == traces + 1  # the abstract check alone

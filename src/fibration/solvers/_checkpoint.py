@@ -34,7 +34,7 @@ try:
 except ImportError:  # not on Windows, where a directory is not locked
     fcntl = None
 
-FORMAT = 1
+FORMAT = 2
 PROGRAM = "the network, flow or method"
 
 
@@ -143,6 +143,7 @@ class CheckpointStore:
                 part |= {f"leaf-{i}": plain(leaf[new]) for i, leaf in enumerate(record.leaves)}
             if observation is not None:
                 part |= {f"observed-{name}": np.stack(values[new]) for name, values in observation.values.items()}
+            part |= {f"noted-{name}": np.asarray(values[new]) for name, values in record.noted.items()}
             self._write(self._part(self.parts), part)
             self.parts, self.rows = self.parts + 1, record.n
         arrays = {f"carry-{i}": plain(leaf) for i, leaf in enumerate(arrays_of(carry))}
@@ -231,6 +232,9 @@ class CheckpointStore:
             if record.observation is not None:
                 for name, values in record.observation.values.items():
                     values.extend(part[f"observed-{name}"])
+            for name in part.files:
+                if name.startswith("noted-"):
+                    record.noted.setdefault(name.removeprefix("noted-"), []).extend(part[name])
             record.n = rows.stop
 
     def _write(self, path: Path, arrays: dict[str, np.ndarray]) -> None:

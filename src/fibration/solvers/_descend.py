@@ -81,7 +81,7 @@ def descend(
     check_problem(problem)
     problem.check(params)
     state, constant = eqx.partition(params, eqx.is_inexact_array)
-    stepper, name = _stepper(problem, method, state, constant, step_size)
+    stepper = _stepper(problem, method, state, constant, step_size)
     check_budget(state, int(steps) // int(save_every) + 3, options)
     grid = np.unique(np.append(np.arange(0, int(steps) + 1, int(save_every)), int(steps)))
     record = Record(
@@ -99,7 +99,6 @@ def descend(
         grid,
         int(steps),
         record,
-        method=name,
         wall_seconds=None if stop is None else stop.wall_seconds,
         store=open_store(checkpoint),
         progress=progress,
@@ -109,7 +108,7 @@ def descend(
 
 def _stepper(
     problem: AbstractProblem, method: Any, state: PyTree, constant: PyTree, step_size: float | None
-) -> tuple[AbstractStepper, str]:
+) -> AbstractStepper:
     if hasattr(method, "gradient_transformation"):  # optax.MultiSteps
         method = method.gradient_transformation()
     if isinstance(method, optax.GradientTransformation):
@@ -119,13 +118,13 @@ def _stepper(
                 "no step_size: an optimiser has its own",
                 "set it in the optimiser, such as `optax.sgd(step_size)`",
             )
-        return OptaxStepper(problem, constant, optax.with_extra_args_support(method)), "optax"
+        return OptaxStepper(problem, constant, optax.with_extra_args_support(method))
     if step_size is None or not (np.isfinite(float(step_size)) and float(step_size) > 0):
         raise StepSizeError(
             f"step_size = {step_size}",
             "a positive, finite step size for descent along a flow",
-            "pass `step_size=`; below 2/sharpness gradient descent is stable (`fb.curvature.largest_eigenpair`)",
+            "pass `step_size=`; below 2/sharpness gradient descent is stable (`fb.curvature.extreme_eigenvalues`)",
         )
     field = FlowField(method, problem, constant)
     check_velocity(field, state, 0.0)
-    return EulerStepper(field, jnp.asarray(float(step_size))), "Euler"
+    return EulerStepper(field, jnp.asarray(float(step_size)))

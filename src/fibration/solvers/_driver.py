@@ -27,6 +27,7 @@ class _Chunk(eqx.Module):
     tried: Int[Array, ""]
     filled: Int[Array, ""]
     buffer: PyTree
+    notes: dict[str, Array]
 
 
 @eqx.filter_jit
@@ -42,47 +43,62 @@ def _advance(
 ) -> _Chunk:
     """Try up to `max_tries` steps, or until `slots` saved times are passed, the end is reached, or a stop is met."""
     shapes = jax.eval_shape(stepper.visible, carry.state)
-    buffer = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), shapes)
+    notes = jax.eval_shape(stepper.notes, carry)
+    buffer, noted = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), (shapes, notes))
+
+    def next_clock(chunk: _Chunk) -> Array:
+        return grid[jnp.minimum(chunk.next_save, grid.size - 1)]
 
     def due(chunk: _Chunk) -> Array:
-        index = jnp.minimum(chunk.next_save, grid.size - 1)
-        return (chunk.next_save < grid.size) & (grid[index] <= chunk.carry.clock)
+        return (chunk.next_save < grid.size) & (next_clock(chunk) <= chunk.carry.clock)
 
-    def unfinished(chunk: _Chunk) -> Array:
-        running = (chunk.carry.code == RUNNING) & (chunk.carry.clock < end)
-        return running & (chunk.tried < max_tries) & (chunk.filled < slots)
+    def within(chunk: _Chunk) -> Array:
+        return due(chunk) & (next_clock(chunk) < chunk.carry.clock)
+
+    def put(chunk: _Chunk, state: PyTree) -> _Chunk:
+        rows = (stepper.visible(state), stepper.notes(chunk.carry))
+        buffer, notes = jax.tree.map(lambda b, s: b.at[chunk.filled].set(s), (chunk.buffer, chunk.notes), rows)
+        return _Chunk(chunk.carry, chunk.next_save + 1, chunk.tried, chunk.filled + 1, buffer, notes)
 
     def save(chunk: _Chunk) -> _Chunk:
-        clock = grid[chunk.next_save]
-        state = jax.lax.cond(
-            clock < chunk.carry.clock, lambda: stepper.interpolate(chunk.carry, clock), lambda: chunk.carry.state
-        )
-        spent = (clock < chunk.carry.clock) * stepper.evaluations_per_save
-        carry = eqx.tree_at(lambda c: c.evaluations, chunk.carry, chunk.carry.evaluations + spent)
-        buffer = jax.tree.map(lambda b, s: b.at[chunk.filled].set(s), chunk.buffer, stepper.visible(state))
-        return _Chunk(carry, chunk.next_save + 1, chunk.tried, chunk.filled + 1, buffer)
+        if not stepper.interpolates:
+            return put(chunk, chunk.carry.state)
+        inside = within(chunk), lambda: stepper.interpolate(chunk.carry, next_clock(chunk)), lambda: chunk.carry.state
+        return put(chunk, jax.lax.cond(*inside))
 
-    def save_all(chunk: _Chunk) -> _Chunk:
-        return jax.lax.while_loop(lambda c: (c.filled < slots) & due(c), save, chunk)
+    def saved(chunk: _Chunk) -> Array:
+        return (chunk.filled < slots) & due(chunk) & (stepper.interpolates | ~within(chunk))
+
+    def unfinished(chunk: _Chunk) -> Array:
+        running = (chunk.carry.code == RUNNING) & (chunk.carry.clock < end) & (chunk.tried < max_tries)
+        return (chunk.filled < slots) & (running | due(chunk))
 
     def body(chunk: _Chunk) -> _Chunk:
-        carry = stepper.step(chunk.carry, end)
+        if stepper.interpolates:
+            between, carry, state = jnp.asarray(False), stepper.step(chunk.carry, end), None
+        else:
+            between = within(chunk)
+            carry, state = stepper.step_within(chunk.carry, end, next_clock(chunk), between)
         if conditions.tests:
-            untested = (carry.code == RUNNING) & carry.accepted
+            untested = (carry.code == RUNNING) & carry.accepted & ~between
             carry = jax.lax.cond(untested, lambda c: _test(stepper, conditions, c), lambda c: c, carry)
-        return save_all(_Chunk(carry, chunk.next_save, chunk.tried + 1, chunk.filled, chunk.buffer))
+        chunk = _Chunk(carry, chunk.next_save, chunk.tried + ~between, chunk.filled, chunk.buffer, chunk.notes)
+        if not stepper.interpolates:
+            chunk = jax.lax.cond(between, put, lambda c, _: c, chunk, state)
+        return jax.lax.while_loop(saved, save, chunk)
 
     zero = jnp.zeros((), jnp.result_type(int))
     # Saved times that a full buffer left over come first, so that no step is tried while one is due.
-    return jax.lax.while_loop(unfinished, body, save_all(_Chunk(carry, next_save, zero, zero, buffer)))
+    first = _Chunk(carry, next_save, zero, zero, buffer, noted)
+    return jax.lax.while_loop(unfinished, body, jax.lax.while_loop(saved, save, first))
 
 
 @eqx.filter_jit
 def _test(stepper: AbstractStepper, conditions: Conditions, carry: Carry) -> Carry:
     """Test the stop conditions at the carry's clock, and count what that costs."""
     met = conditions.first_met(stepper.visible(carry.state), stepper.time(carry.clock))
-    evaluations = carry.evaluations + conditions.gradient_evaluations
-    return eqx.tree_at(lambda c: (c.code, c.evaluations), carry, (met, evaluations))
+    evaluations = carry.spent.evaluations + conditions.gradient_evaluations
+    return eqx.tree_at(lambda c: (c.code, c.spent.evaluations), carry, (met, evaluations))
 
 
 def drive(
@@ -93,7 +109,6 @@ def drive(
     end: float | int,
     record: Record,
     *,
-    method: str,
     wall_seconds: float | None,
     store: CheckpointStore | None,
     progress: ProgressCallback | None,
@@ -112,20 +127,26 @@ def drive(
     grid, end = grid.astype(carry.clock.dtype), device_end.item()  # one rounding for both sides
     device_grid = jnp.asarray(_padded(grid))
     first, next_save, tried, finished = carry.clock.item(), 0, 0, None
-    stats: dict[str, Any] = {"method": method}
+    stats: dict[str, Any] = {}
 
     def seconds() -> float:
         return seconds_before + clock_of.monotonic() - began
 
     def so_far() -> dict[str, Any]:
         cost_evaluations = int(carry.steps + 1) * conditions.cost_evaluations
-        return stats | {
-            "gradient_evaluations": int(carry.evaluations),
-            "cost_evaluations": cost_evaluations + (0 if record.costs is None else record.n),
-            "steps": int(carry.steps),
-            "rejected": int(carry.rejected),
-            "wall_seconds": seconds(),
-        }
+        return (
+            stats
+            | stepper.account(carry)
+            | record.notes()
+            | {
+                "gradient_evaluations": int(carry.spent.evaluations),
+                "hvp_evaluations": int(carry.spent.products),
+                "cost_evaluations": cost_evaluations + (0 if record.costs is None else record.n),
+                "steps": int(carry.steps),
+                "rejected": int(carry.rejected),
+                "wall_seconds": seconds(),
+            }
+        )
 
     def result(code: str) -> Result:
         # An early end is the last time saved; where a cost turned infinite the clock stands beyond it.
@@ -140,7 +161,7 @@ def drive(
         if progress is not None:
             fraction = 1.0 if done else (carry.clock.item() - first) / (end - first)
             now = float(stepper.time(carry.clock))
-            cost, evaluations = record.last_cost, int(carry.evaluations)
+            cost, evaluations = record.last_cost, int(carry.spent.evaluations)
             progress(Progress(fraction, now, int(carry.steps), evaluations, cost, seconds(), done))
 
     chunk_tries = 8
@@ -163,7 +184,7 @@ def drive(
             if filled:
                 saved = np.asarray(stepper.time(grid[next_save : next_save + filled]), float)
                 next_save += filled
-                record.extend(saved, chunk.buffer)
+                record.extend(saved, chunk.buffer, chunk.notes)
             if next_save == len(grid) or grid[next_save] > carry.clock.item():
                 finished = _ending(carry, conditions, end, options.max_steps - tried, deadline)
             infinite = record.drop_after_infinite_cost(seen)
@@ -176,8 +197,8 @@ def drive(
             now = float(stepper.time(carry.clock))
             unsaved = record.n == 0 or now > record.times[record.n - 1]
             if finished not in (None, "completed") and unsaved and not infinite:
-                last = jax.tree.map(lambda leaf: leaf[None], stepper.visible(carry.state))
-                record.extend(np.asarray([now]), last)
+                last = jax.tree.map(lambda leaf: leaf[None], (stepper.visible(carry.state), stepper.notes(carry)))
+                record.extend(np.asarray([now]), *last)
             if finished is not None and not cut_short:
                 save(finished)
             report(done=finished is not None)

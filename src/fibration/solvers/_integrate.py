@@ -50,7 +50,7 @@ def integrate(
     stop: Stop | None = None,
     observe: Observe = None,
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None,
-    method: str | diffrax.AbstractERK = "auto",
+    method: str | diffrax.AbstractAdaptiveSolver[Any] = "auto",
     first_step: float | None = None,
     progress: ProgressCallback | None = None,
     options: Options | None = None,

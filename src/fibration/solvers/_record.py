@@ -42,10 +42,11 @@ class Record:
         self.times = np.zeros(n_saved)
         self.costs = None if problem is None else np.zeros(n_saved)
         self.leaves = [np.zeros((rows, *leaf.shape), leaf.dtype) for leaf in leaves]
+        self.noted: dict[str, list[np.ndarray]] = {}
         self.n = 0
 
-    def extend(self, times: Float[np.ndarray, " k"], states: PyTree) -> None:
-        """Add saved times: `states` is a pytree with a leading axis of at least k rows."""
+    def extend(self, times: Float[np.ndarray, " k"], states: PyTree, notes: Mapping[str, Array]) -> None:
+        """Add saved times: `states` is a pytree with a leading axis of at least k rows, as are the method's notes."""
         count = len(times)
         costs = None if self.problem is None else _costs(self.problem, self.constant, states, jnp.asarray(count))
         host = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
@@ -58,6 +59,8 @@ class Record:
         self.times[new] = times
         if self.costs is not None and costs is not None:
             self.costs[new] = costs[:count]
+        for name, values in notes.items():
+            self.noted.setdefault(name, []).extend(np.asarray(values[:count]))
         self.n += count
         if self.observation is not None:
             for row, time in enumerate(times):
@@ -72,6 +75,10 @@ class Record:
             if self.observation is not None:
                 self.observation.values = {name: v[: self.n] for name, v in self.observation.values.items()}
         return len(bad) > 0
+
+    def notes(self) -> dict[str, list[float]]:
+        """What the method noted at each saved time, T numbers each."""
+        return {name: [float(value) for value in values[: self.n]] for name, values in self.noted.items()}
 
     @property
     def last_cost(self) -> float | None:

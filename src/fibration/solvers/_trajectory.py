@@ -69,8 +69,11 @@ class Trajectory:
       `Options(save="last")` that axis has length 1.
     - `costs` (T,): the cost at the saved times; `None` where there is no problem (`solve`).
     - `observed`: what each observer returned, stacked: name -> (T, …).
-    - `stats`: "gradient_evaluations" (all but the one that checks the start), "cost_evaluations" (of stop conditions
-      and saved times), "steps" (accepted), "rejected", "method", "wall_seconds", and for a resumed run "resumed_at".
+    - `stats`: "gradient_evaluations" (all but the one that checks the start) and "hvp_evaluations" (Jacobian–vector
+      products of stabilised methods), "cost_evaluations" (of stop conditions and saved times), "steps" (accepted),
+      "rejected", "method", "wall_seconds", and for a resumed run "resumed_at". Stabilised methods add
+      "spectral_radius", the estimate in force at each saved time, NaN where a classical one was at work; "auto"
+      adds "steps_by_method", and if it changed the method "switches" and "first_switch", its time.
     - `result`: how the run ended.
 
     ```python
@@ -107,8 +110,8 @@ class Trajectory:
     def to_xarray(self) -> "xarray.Dataset":
         """Convert to a labelled `xarray.Dataset` along the dimension `time`.
 
-        Variables: `cost`, `params/<path>` for each leaf, `observed/<name>`; attributes: the statistics and the result.
-        With `Options(save="last")` the parameters have no `time`.
+        Variables: `cost`, `params/<path>` for each leaf, `observed/<name>`, and `spectral_radius` of a stabilised
+        method; attributes: the statistics and the result. With `Options(save="last")` the parameters have no `time`.
 
         ```python
         >>> import jax.numpy as jnp
@@ -135,5 +138,10 @@ class Trajectory:
         for name, values in self.observed.items():
             axes = [f"observed/{name}_{i}" for i in range(values.ndim - 1)]
             variables[f"observed/{name}"] = (["time", *axes], values)
-        attributes = {**self.stats, "result": self.result.code, "result_time": self.result.time}
+        stats = dict(self.stats)
+        if "spectral_radius" in stats:
+            variables["spectral_radius"] = ("time", np.asarray(stats.pop("spectral_radius")[: len(self.times)]))
+        # Files hold no dictionaries among their attributes.
+        stats |= {f"steps_{name}": count for name, count in stats.pop("steps_by_method", {}).items()}
+        attributes = {**stats, "result": self.result.code, "result_time": self.result.time}
         return xarray.Dataset(variables, coords={"time": self.times}, attrs=attributes)

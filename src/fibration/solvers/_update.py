@@ -12,7 +12,7 @@ from jaxtyping import Array, Real
 from .. import trees
 from ..problem import AbstractProblem
 from ..trees import PyTree
-from ._stepper import NONFINITE, RUNNING, AbstractStepper, Carry, first_carry
+from ._stepper import NONFINITE, RUNNING, AbstractStepper, Carry, Spent, first_carry
 
 
 class _UpdateStepper(AbstractStepper):
@@ -36,7 +36,7 @@ class _UpdateStepper(AbstractStepper):
             memory=choose(memory, carry.memory),
             steps=carry.steps + finite,
             rejected=carry.rejected,
-            evaluations=carry.evaluations + evaluations,
+            spent=Spent(carry.spent.evaluations + evaluations, carry.spent.products),
             code=jnp.where(finite, RUNNING, NONFINITE).astype(jnp.int32),
             accepted=finite,
         )
@@ -50,13 +50,16 @@ class EulerStepper(_UpdateStepper):
 
     def init(self, state: PyTree, end: Real[Array, ""]) -> Carry:  # noqa: ARG002
         """Start at step 0; costs nothing."""
-        return first_carry(jnp.zeros((), jnp.result_type(int)), state, None, 0)
+        return first_carry(jnp.zeros((), jnp.result_type(int)), state, None, Spent.nothing())
 
     def step(self, carry: Carry, end: Real[Array, ""]) -> Carry:  # noqa: ARG002
         """Take one Euler step: one evaluation of the field."""
         velocity = self.field(self.time(carry.clock), carry.state)
         gradients = int(getattr(self.field, "gradient_evaluations", 1))
         return self._advance(carry, trees.axpy(self.step_size, velocity, carry.state), None, gradients)
+
+    def account(self, carry: Carry) -> dict[str, Any]:  # noqa: ARG002
+        return {"method": "Euler"}
 
     def time(self, clock: Any) -> Any:
         """After k steps, the time kη."""
@@ -75,7 +78,7 @@ class OptaxStepper(_UpdateStepper):
         memory = jax.tree.map(
             lambda leaf: jnp.asarray(leaf) if eqx.is_array_like(leaf) else leaf, self.optimiser.init(state)
         )
-        return first_carry(jnp.zeros((), jnp.result_type(int)), state, memory, 0)
+        return first_carry(jnp.zeros((), jnp.result_type(int)), state, memory, Spent.nothing())
 
     def step(self, carry: Carry, end: Real[Array, ""]) -> Carry:  # noqa: ARG002
         """Take one update: one gradient, and whatever a line search of the optimiser's own spends (not counted)."""
@@ -90,6 +93,9 @@ class OptaxStepper(_UpdateStepper):
             gradient, carry.memory, carry.state, value=value, grad=gradient, value_fn=cost
         )
         return self._advance(carry, optax.apply_updates(carry.state, updates), memory, 1)
+
+    def account(self, carry: Carry) -> dict[str, Any]:  # noqa: ARG002
+        return {"method": "optax"}
 
     def time(self, clock: Any) -> Any:
         """An optimiser has no time of its own: the number of steps."""
