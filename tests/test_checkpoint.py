@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_to_bit_identical_results(kind, kills, tmp_path):
     assert not resumed.exists()
     stats = stats_of(start(kind, directory, resumed))
     assert stats.pop("resumed_at") > 0
-    assert stats == expected
+    assert repr(sorted(stats.items())) == repr(sorted(expected.items()))  # there are NaN among them
     with np.load(whole) as a, np.load(resumed) as b:
         assert a.files == b.files
         for name in a.files:
@@ -183,7 +183,7 @@ def entry(index):
         (lambda p, w: w[0], lambda p, w: w[1]),
         (lambda p, w: jnp.sum(w), lambda p, w: jnp.prod(w)),
         (entry(0), entry(1)),
-        (fb.curvature.Sharpness(rtol=1e-2), fb.curvature.Sharpness(rtol=1e-9)),
+        (fb.curvature.Sharpness(tolerance=1e-2), fb.curvature.Sharpness(tolerance=1e-9)),
     ],
 )
 def test_another_observer_under_the_same_name_is_refused(first, second, tmp_path):
@@ -197,7 +197,7 @@ def test_a_callback_is_part_of_the_identity(tmp_path):
     def problem_of(factor):
         def apply(w, x):
             scale = jax.pure_callback(
-                lambda: np.float64(factor), jax.ShapeDtypeStruct((), float), vmap_method="expand_dims"
+                lambda: np.float32(factor), jax.ShapeDtypeStruct((), np.float32), vmap_method="expand_dims"
             )
             return jax.lax.stop_gradient(scale) * (x @ w)
 

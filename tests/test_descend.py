@@ -287,7 +287,7 @@ def test_python_numbers_are_parameters_everywhere():
     problem.check(params)
     assert problem.n_parameters(params) == 2
     assert float(problem.gradient(params)["shift"]) == 1.5
-    np.testing.assert_allclose(fb.curvature.largest_eigenpair(problem, params).value, 2.0, rtol=1e-6)
+    np.testing.assert_allclose(fb.curvature.extreme_eigenvalues(problem, params).largest[0], 2.0, rtol=1e-6)
 
 
 def descend(method=FLOW, **changes):
@@ -305,7 +305,7 @@ def descend(method=FLOW, **changes):
         (lambda: fb.Stop(when={"x": 3}), UnknownNameError),
         (lambda: fb.Problem(lambda w, x: w, np.ones(1), np.ones(1), loss=fb.SquaredError), fb.errors.ParameterError),
         (lambda: fb.Problem(lambda w, x: w * x + 1j, np.ones(1), np.ones(1)).check(np.ones(1)), fb.errors.ApplyError),
-        (lambda: fb.curvature.largest_eigenpair(PROBLEM, jnp.ones(2) * 1j), fb.errors.ParameterError),
+        (lambda: fb.curvature.extreme_eigenvalues(PROBLEM, jnp.ones(2) * 1j), fb.errors.ParameterError),
     ],
 )
 def test_more_bad_input(call, error):

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "ApplyError",
+    "CertificateError",
     "CheckpointError",
     "CheckpointMismatchError",
     "DivergedError",
@@ -19,11 +20,14 @@ __all__ = [
     "IntegerDataError",
     "MemoryBudgetError",
     "MissingExtraError",
+    "MissingFileError",
+    "NonFiniteCurvatureError",
     "NonFiniteDataError",
     "ObserverError",
     "OutputDirectoryError",
     "ParameterError",
     "PickledDataError",
+    "PrecisionError",
     "PrecisionWarning",
     "RunError",
     "ShapeError",
@@ -70,6 +74,10 @@ class NonFiniteDataError(FibrationError, ValueError):
     """Data, weights or initial parameters that hold NaN or infinity."""
 
 
+class NonFiniteCurvatureError(FibrationError, ArithmeticError):
+    """A second derivative that is NaN or infinite."""
+
+
 class IntegerDataError(FibrationError, TypeError):
     """Integers where real numbers are needed."""
 
@@ -106,6 +114,14 @@ class TimeMismatchError(FibrationError, ValueError):
     """Two trajectories that share no saved times and so cannot be compared."""
 
 
+class CertificateError(FibrationError, ValueError):
+    """A run that no certificate speaks of: not gradient descent on the given problem, or not a repeatable one."""
+
+
+class PrecisionError(FibrationError, ValueError):
+    """A result that would lie below the rounding error of the floating-point type."""
+
+
 class MemoryBudgetError(FibrationError, MemoryError):
     """A call whose result would not fit in the memory budget; raised before anything is computed."""
 
@@ -126,6 +142,10 @@ class OutputDirectoryError(FibrationError, OSError):
 
 class MissingExtraError(FibrationError, ImportError):
     """An optional package that is not installed."""
+
+
+class MissingFileError(FibrationError, FileNotFoundError):
+    """A data file that is not where it was looked for."""
 
 
 class FileFormatError(FibrationError, ValueError):

@@ -1,5 +1,6 @@
 """The problem: a map from parameters to outputs, the targets it should meet, and the cost between them."""
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
-from . import _adapters, _validation, trees
-from .errors import ApplyError, EmptyDataError, IntegerDataError, ParameterError
+from . import _adapters, _chunks, _validation, trees
+from .errors import ApplyError, EmptyDataError, IntegerDataError, MemoryBudgetError, ParameterError
 from .losses import AbstractLoss, CrossEntropy, SquaredError
 from .trees import PyTree
 
@@ -78,14 +79,18 @@ class Problem(AbstractProblem):
     - `loss`: `SquaredError()` by default.
     - `weights`: non-negative weights of the samples, shape (N,); all one by default.
     - `allow_integer_inputs`: set it for a network that takes indices, such as one that starts with an embedding.
+    - `memory_budget`: bytes that the cost, its gradient and its Hessian–vector products may take at once, about. If the
+      samples together would take more, they are evaluated in chunks, one after the other, and added up; `math.inf`
+      never splits them.
 
-    **Raises:** `EmptyDataError`, `ShapeError`, `IntegerDataError`, `NonFiniteDataError`. What is wrong with `apply`
-    is found when parameters are known, by `check`, and raised as `ApplyError` or `ParameterError`.
+    **Raises:** `EmptyDataError`, `ShapeError`, `IntegerDataError`, `NonFiniteDataError`, `MemoryBudgetError`. What is
+    wrong with `apply` is found when parameters are known, by `check`, and raised as `ApplyError` or `ParameterError`.
 
     Its methods are compiled. It holds arrays, so that `jax.jit` cannot hash a bound method: in transformations of your
     own close over it, `jax.jit(lambda p: problem.cost(p))`, or pass it to an `eqx.filter_jit` function.
 
-    One evaluation allocates the network's activations for all N samples; the gradient about twice that.
+    One evaluation allocates the network's activations for all N samples, or for one chunk of them; the gradient about
+    twice that. `outputs` and `residuals` are never split.
 
     ```python
     >>> import jax, jax.numpy as jnp
@@ -106,6 +111,7 @@ class Problem(AbstractProblem):
     loss: AbstractLoss
     weights: Float[Array, " n"] | None
     n_outputs: int = eqx.field(static=True)
+    memory_budget: int | float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -116,6 +122,7 @@ class Problem(AbstractProblem):
         loss: Any = None,
         weights: Any = None,
         allow_integer_inputs: bool = False,
+        memory_budget: int | float = 2**30,
     ) -> None:
         if not callable(apply):
             raise ApplyError(
@@ -132,7 +139,11 @@ class Problem(AbstractProblem):
             )
         _validation.check_finite(inputs, "inputs")
         _validation.check_finite(targets, "targets")
-        self.apply, self.inputs, self.loss = apply, inputs, loss
+        if not memory_budget > 0:
+            raise MemoryBudgetError(
+                f"memory_budget = {memory_budget}", "a positive number of bytes", "leave it at its default, 1 GiB"
+            )
+        self.apply, self.inputs, self.loss, self.memory_budget = apply, inputs, loss, memory_budget
         self.targets = loss.prepare(targets)
         self.weights = None if weights is None else _validation.as_weights(weights, inputs.shape[0])
         self.n_outputs = loss.n_outputs(self.targets)
@@ -207,9 +218,39 @@ class Problem(AbstractProblem):
     @eqx.filter_jit
     def cost(self, params: PyTree) -> Float[Array, ""]:
         """Compute the cost C(θ) = (1/N) Σᵢ wᵢ ℓᵢ, a scalar."""
+        size = self._samples_per_chunk(params)
+        if size < self.n_samples:
+            return self._sum_over_chunks(lambda chunk, new: self._part_of_cost(params, chunk, new), size)
         costs = self.loss.per_sample(self.outputs(params), self.targets)
         _validation.check_sample_costs(costs, self.n_samples)
         return jnp.mean(costs if self.weights is None else self.weights * costs)
+
+    @eqx.filter_jit
+    def cost_and_gradient(self, params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+        """Compute C(θ) and ∇C(θ) in one pass; see `AbstractProblem.cost_and_gradient`."""
+        params = trees.as_coordinates(params)
+        size = self._samples_per_chunk(params)
+        if size >= self.n_samples:
+            return super().cost_and_gradient(params)
+        part = eqx.filter_value_and_grad(self._part_of_cost)
+        cost, gradient = self._sum_over_chunks(lambda chunk, new: part(params, chunk, new), size)
+        return cost, jax.tree.map(jnp.conj, gradient)
+
+    def _samples_per_chunk(self, params: PyTree) -> int:
+        batched = jax.vmap(self.apply, in_axes=(None, 0))
+        return _chunks.samples_per_chunk(lambda inputs: batched(params, inputs), self.inputs, self.memory_budget)
+
+    def _sum_over_chunks(self, term: Callable[..., Any], size: int) -> Any:
+        rows = [self.inputs, self.targets] + ([] if self.weights is None else [self.weights])
+        return _chunks.sum_over_chunks(term, rows, size)
+
+    def _part_of_cost(self, params: PyTree, chunk: Sequence[Array], new: Bool[Array, " c"]) -> Float[Array, ""]:
+        """Compute what the `new` samples of a chunk (inputs, targets, weights) contribute to the cost."""
+        inputs, targets, *weights = chunk
+        outputs = jax.vmap(self.apply, in_axes=(None, 0))(params, inputs)
+        costs = self.loss.per_sample(outputs[:, None] if outputs.ndim == 1 else outputs, targets)
+        _validation.check_sample_costs(costs, inputs.shape[0])
+        return jnp.sum(jnp.where(new, costs * weights[0] if weights else costs, 0)) / self.n_samples
 
     @eqx.filter_jit
     def residuals(self, params: PyTree) -> Float[Array, " m"]:
@@ -286,6 +327,12 @@ class StackedProblem(AbstractProblem):
     def cost(self, params: PyTree) -> Float[Array, ""]:
         """Compute the sum of the blocks' costs."""
         return jnp.sum(jnp.stack([problem.cost(params) for problem in self.problems]))
+
+    @eqx.filter_jit
+    def cost_and_gradient(self, params: PyTree) -> tuple[Float[Array, ""], PyTree]:
+        """Compute the sums of the blocks' costs and gradients, each block within its own memory budget."""
+        costs, gradients = zip(*(problem.cost_and_gradient(params) for problem in self.problems), strict=True)
+        return jnp.sum(jnp.stack(costs)), jax.tree.map(lambda *parts: functools.reduce(jnp.add, parts), *gradients)
 
     @eqx.filter_jit
     def residuals(self, params: PyTree) -> Float[Array, " m"]:

@@ -111,7 +111,7 @@ class CheckpointStore:
 
         def program(s: AbstractStepper, c: Conditions, x: Carry) -> Any:
             new = s.step(x, jnp.asarray(end, x.clock.dtype))
-            return new, c.first_met(new.state, s.time(new.clock))
+            return new, c.first_met(s.visible(new.state), s.time(new.clock))
 
         traced = eqx.filter_make_jaxpr(program)(stepper, conditions, carry)[0]
         observers = {} if record.observation is None else record.observation.observers

@@ -40,7 +40,7 @@ class RKC2(AbstractStabilised):
     def strictness(self, rtol: float) -> float:
         # Errors of order h³ a step add up to order h², that is to rtol^(2/3): the estimate makes up for it. Measured on
         # quadratic costs with stiffness 1 to 10⁷.
-        return 3.0 * (1e-3 / max(rtol, 1e-12)) ** 0.5
+        return 4.0 * (1e-3 / max(rtol, 1e-12)) ** 0.5
 
     def stages(self, z: Real[Array, ""]) -> Int[Array, ""]:
         return jnp.maximum(2, 1 + jnp.floor(jnp.sqrt(1 + 1.54 * z))).astype(jnp.result_type(int))

@@ -129,8 +129,9 @@ def solve_field(
 ) -> Trajectory:
     """Do what `solve` says, for a state of coordinates only, with what a problem adds to it."""
     options = Options() if options is None else options
-    dtypes = tuple(leaf.dtype for leaf in jax.tree.leaves(state))
-    dtype = jnp.finfo(jnp.result_type(jnp.float32, *dtypes)).dtype
+    leaves, structure = jax.tree.flatten(state)
+    shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves)
+    dtype = jnp.finfo(jnp.result_type(jnp.float32, *(s.dtype for s in shapes))).dtype
     start, end = check_span(t0, t1, dtype)
     for name, value in (("rtol", rtol), ("atol", atol)):
         if not (np.isfinite(float(value)) and float(value) >= 0) or float(rtol) + float(atol) == 0:
@@ -147,7 +148,8 @@ def solve_field(
         atol=jnp.asarray(atol, dtype),
         start=jnp.asarray(start, dtype),
         first_step=None if first_step is None else jnp.asarray(first_step, dtype),
-        dtypes=dtypes,
+        shapes=shapes,
+        structure=structure,
     )
     record = Record(state, len(grid) + 1, constant=constant, problem=problem, observation=observation, options=options)
     return drive(
