@@ -7,6 +7,7 @@ from jaxtyping import Float
 from ..errors import ParameterError, TimeMismatchError
 from ..solvers import Trajectory
 from ..solvers._trajectory import is_saved
+from ._states import saved_matrix
 
 
 def distance(descent: Trajectory, flow: Trajectory) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
@@ -48,7 +49,7 @@ def distance(descent: Trajectory, flow: Trajectory) -> tuple[Float[np.ndarray, "
             "trajectories of the same parameters",
             "compare runs that start from the same params",
         )
-    a, b = _matrix(descent), _matrix(flow)
+    a, b = saved_matrix(descent), saved_matrix(flow)
     return descent.times[shared], np.linalg.norm(a[shared] - b[nearest[shared]], axis=1)
 
 
@@ -67,18 +68,5 @@ def distance_from_start(trajectory: Trajectory) -> Float[np.ndarray, " T"]:
 
     ```
     """
-    matrix = _matrix(trajectory)
+    matrix = saved_matrix(trajectory)
     return np.linalg.norm(matrix - matrix[0], axis=1)
-
-
-def _matrix(trajectory: Trajectory) -> np.ndarray:
-    """Ravel the saved parameters into a matrix (T, K)."""
-    count = len(trajectory.times)
-    leaves = [leaf for leaf in jax.tree.leaves(trajectory.params) if is_saved(leaf)]
-    if any(leaf.shape[0] != count for leaf in leaves):
-        raise ParameterError(
-            "a trajectory that kept its last parameters only",
-            "the parameters at every saved time",
-            'run it with `options=fb.Options(save="all")`, the default',
-        )
-    return np.concatenate([leaf.reshape(count, -1) for leaf in leaves], axis=1)
