@@ -1,5 +1,7 @@
 """The command line: parse, call, print."""
 
+import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +23,17 @@ app: typer.Typer = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+reproduce: typer.Typer = typer.Typer(help="Repeat a paper's experiments.", no_args_is_help=True)
+app.add_typer(reproduce, name="reproduce")
+
+
+class Model(StrEnum):
+    """The networks of Elkabetz and Cohen's experiments, as `--model` takes them."""
+
+    LINEAR = "linear"
+    RELU = "relu"
+    CONV = "conv"
+    CONV_POOL = "conv-pool"
 
 
 def _version(asked: bool) -> None:
@@ -47,17 +60,59 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="A smaller network and a shorter time.")] = False,
 ) -> None:
     """Is gradient descent following gradient flow? Run both on handwritten digits, and draw a page."""
-    # Said before a minute's work, not after it.
-    writable_directory(out)
-    if missing := study.extras()["report"]:
-        raise MissingExtraError(
-            f"{', '.join(missing)} cannot be imported", "the extra `report`", "pip install 'fibration[report]'"
-        )
+    _check_before_work(out)
     with study.ProgressBar() as bar:
         result = study.digits_fidelity(quick=quick, progress=bar.task)
     page = report.write_page(report.fidelity_page(result), out / "index.html")
     plots.save_figures(report.fidelity_plots(result), out / "figures")
     for sentence in report.three_sentences(result):
+        print(sentence)
+    print(f"\nThe page: {page.resolve()}")
+
+
+@reproduce.command("elkabetz-cohen")
+def elkabetz_cohen(
+    model: Annotated[Model, typer.Option(help="The network.")] = Model.LINEAR,
+    mnist: Annotated[
+        Path | None, typer.Option(help="The directory of MNIST's training files; by default the bundled digits.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The directory to write to; by default elkabetz-cohen-MODEL.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="200 images, 1,000 steps, ratios 2 and 5.")] = False,
+    samples: Annotated[int | None, typer.Option(help="The number of images, 1000 in the paper.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the largest step size, 10,000 in the paper.")] = None,
+    step_size: Annotated[float, typer.Option(help="The largest step size.")] = 1e-3,
+    ratio: Annotated[
+        list[int] | None,
+        typer.Option(help="How many times smaller the other step sizes are; repeatable. 2, 5, 10, 20 in the paper."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of the initial parameters.")] = 1,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="A directory for checkpoints: the same command goes on where one was killed.")
+    ] = None,
+) -> None:
+    """How far is gradient descent from gradient flow? Elkabetz and Cohen's experiments (arXiv 2107.06608)."""
+    out = Path(f"elkabetz-cohen-{model.value}") if out is None else out
+    _check_before_work(out)
+    with study.ProgressBar() as bar:
+        result = study.elkabetz_cohen(
+            model.value,
+            mnist=mnist,
+            samples=samples,
+            step_size=step_size,
+            steps=steps,
+            ratios=ratio,
+            seed=seed,
+            quick=quick,
+            checkpoint=checkpoint,
+            progress=bar.task,
+        )
+    numbers = json.dumps(result.to_xarray().to_dict(), ensure_ascii=False)
+    (out / "numbers.json").write_text(numbers, "utf-8")  # `xarray.Dataset.from_dict` reads it
+    page = report.write_page(report.elkabetz_cohen_page(result), out / "index.html")
+    plots.save_figures(report.elkabetz_cohen_plots(result), out / "figures")
+    for sentence in report.elkabetz_cohen_sentences(result):
         print(sentence)
     print(f"\nThe page: {page.resolve()}")
 
@@ -73,6 +128,15 @@ def doctor() -> None:
         table.add_row(f"extra {extra}", Text(state))  # not markup: an extra stands in brackets
     # Wide enough that no line is folded in a file or a bug report.
     Console(width=None if Console().is_terminal else 120).print(table)
+
+
+def _check_before_work(out: Path) -> None:
+    """Say before minutes of work, not after them, what would keep the page from being written."""
+    writable_directory(out)
+    if missing := study.extras()["report"]:
+        raise MissingExtraError(
+            f"{', '.join(missing)} cannot be imported", "the extra `report`", "pip install 'fibration[report]'"
+        )
 
 
 def main() -> None:

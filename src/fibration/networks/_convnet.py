@@ -42,7 +42,9 @@ class ConvNet(eqx.Module):
                 self.padding.upper(),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )[0]
-            image = _pool(phi(image + layer["bias"]), self.pooling)
+            if "bias" in layer:
+                image = image + layer["bias"]
+            image = _pool(phi(image), self.pooling)
         return dense_layers(params["dense"], jnp.ravel(image), phi)
 
 
@@ -57,6 +59,7 @@ def convnet(
     kernel: int = 5,
     pooling: str = "max",
     padding: str = "same",
+    bias: bool = True,
     scale: float = 1.0,
     init: str | None = None,
 ) -> tuple[ConvNet, dict[str, list[dict[str, Array]]]]:
@@ -74,6 +77,7 @@ def convnet(
     - `pooling`: "max" or "mean" over blocks of 2×2 pixels, an odd last row or column being dropped; "stride" for
       convolutions of stride 2 instead; "none".
     - `padding`: "same" pads with zeros so that a convolution of stride 1 keeps H×W; "valid" does not pad.
+    - `bias`: whether convolutions and dense layers have biases; they start at zero.
     - `scale`, `init`: as for `mlp`, with k² C_in inputs and k² C_out outputs of a unit in a convolution.
 
     With `padding="valid"` and 32×32 images the layers have LeNet-5's sizes.
@@ -119,10 +123,10 @@ def convnet(
     conv: list[dict[str, Array]] = []
     for conv_key, n_in, n_out in zip(keys, (shape[2], *hidden_channels[:-1]), hidden_channels, strict=True):
         std = scale * math.sqrt(law(side**2 * n_in, side**2 * n_out))
-        conv.append(
-            {"weight": std * jax.random.normal(conv_key, (side, side, n_in, n_out)), "bias": jnp.zeros((n_out,))}
-        )
-    dense_layers = init_dense(dense_key, (height * width * hidden_channels[-1], *widths), law, scale, bias=True)
+        conv.append({"weight": std * jax.random.normal(conv_key, (side, side, n_in, n_out))})
+        if bias:
+            conv[-1]["bias"] = jnp.zeros((n_out,))
+    dense_layers = init_dense(dense_key, (height * width * hidden_channels[-1], *widths), law, scale, bias)
     apply = ConvNet((shape[0], shape[1], shape[2]), activation, pooling, padding)
     return apply, {"conv": conv, "dense": dense_layers}
 
