@@ -181,7 +181,7 @@ EXPLICIT = {
 CONTENDERS = {
     "fibration auto": (fibration("auto"), (1e-3, 1e-4, 1e-6, 1e-8)),
     "fibration rkc2": (fibration("rkc2"), (1e-3, 1e-4)),
-    "fibration rock4": (fibration("rock4"), (1e-4, 1e-6, 1e-8)),
+    "fibration rock4": (fibration("rock4"), (1e-3, 1e-4, 1e-6, 1e-8)),
     **EXPLICIT,
     "scipy LSODA": (scipy_solver("LSODA"), (1e-4, 1e-7)),
     "scipy BDF": (scipy_solver("BDF"), (1e-4, 1e-7)),
