@@ -1,6 +1,9 @@
 """Run every Python example of the README and of the docs pages, in the order that a reader would."""
 
+import gc
+
 import jax
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -15,3 +18,11 @@ pytest_collect_file = Sybil(
     patterns=["README.md", "docs/*.md"],
     teardown=_reset,
 ).pytest()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled():
+    # A thousand tests compile so many programs that a process runs out of memory maps.
+    yield
+    jax.clear_caches()
+    gc.collect()
