@@ -288,6 +288,22 @@ def test_spectral_radius_is_bounded_from_above(seed, symmetric):
     assert 0.97 * exact <= float(again.radius) <= 1.25 * exact
 
 
+def test_spectral_radius_is_not_that_of_the_second_eigenvector():
+    # Four hundred symmetric matrices whose two largest eigenvalues may be close, some with almost nothing of the
+    # largest one in the first direction: plain power iteration stands still at the second, in one of a hundred.
+    def hessian(seed):
+        return random_spd(seed, np.concatenate([[1.0], 10 ** np.random.default_rng(seed).uniform(-8, 0, 6), [0.0]]))
+
+    @jax.jit
+    @jax.vmap
+    def radius(matrix):
+        unknown = SpectralRadius.unknown(jnp.zeros(8))
+        return estimate_radius(lambda y: -matrix @ y, jnp.zeros(8), unknown)[0].radius
+
+    found = radius(jnp.asarray(np.stack([hessian(seed) for seed in range(400)])))
+    assert 1.0 < found.min() < found.max() < 1.1
+
+
 def test_a_sudden_rise_of_the_spectral_radius_is_caught():
     # The radius jumps by ten thousand between two estimates; a step that blew up is tried again with the new one.
     def field(t, y):

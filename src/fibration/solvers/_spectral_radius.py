@@ -32,34 +32,38 @@ class SpectralRadius(NamedTuple):
 
 
 def estimate_radius(
-    field: Callable[[PyTree], PyTree], state: PyTree, last: SpectralRadius, most: int = 30
+    field: Callable[[PyTree], PyTree], state: PyTree, last: SpectralRadius, most: int = 40
 ) -> tuple[SpectralRadius, Int[Array, ""]]:
     """Estimate the spectral radius of the field's linearisation at `state`; return it with the products spent.
 
-    Power iteration v ← Jv/|Jv| from the last direction, until |Jv − (v·Jv) v| ≤ 0.03 |Jv| or |Jv| stands still. The
-    estimate is 1.05 |v·Jv| + |Jv − (v·Jv) v| and at most 1.2 |Jv|; for a symmetric J some eigenvalue lies within
-    |Jv − (v·Jv) v| of v·Jv.
+    Power iteration with momentum, v₊ ∝ Jv − (0.9 ρ/2)² v₋ with ρ = |v·Jv| (De Sa et al., AISTATS 2018), from the last
+    direction, until r = |Jv − (v·Jv) v| ≤ 0.03 |Jv| or |Jv| stands still. The estimate is 1.05 ρ + r and at most
+    1.2 |Jv|; for a symmetric J some eigenvalue lies within r of v·Jv. Which one is settled by the least number of
+    products: 16 from an unknown direction, else 4. They multiply what leads outside 0.9 ρ, however small in v.
     """
+    least = jnp.where(last.radius > 0, 4, 16)
 
     def unfinished(carry: tuple[Any, ...]) -> Array:
         count, settled = carry[0], carry[1]
-        return (count < most) & ~settled
+        return (count < least) | ((count < most) & ~settled)
 
     def iterate(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, _, old, _, v = carry
+        count, _, old, _, v, before = carry
         image = jax.jvp(field, (state,), (v,))[1]
         size = trees.norm(image)
-        rayleigh = trees.dot(v, image)
+        rayleigh = jnp.abs(trees.dot(v, image))
         residual = jnp.sqrt(jnp.maximum(size**2 - rayleigh**2, 0))
-        bound = jnp.minimum(1.05 * jnp.abs(rayleigh) + residual, 1.2 * size)
+        bound = jnp.minimum(1.05 * rayleigh + residual, 1.2 * size)
         settled = (residual <= 0.03 * size) | (jnp.abs(size - old) <= 0.005 * size)
+        ahead = trees.subtract(image, trees.scale((0.45 * rayleigh) ** 2, before))
+        length = trees.norm(ahead)
         tiny = jnp.finfo(size.dtype).tiny
-        new = jax.tree.map(lambda i, x: jnp.where(size > tiny, i / jnp.maximum(size, tiny), x), image, v)
-        return count + 1, settled | (size <= tiny), size, bound, new
+        shrink = 1 / jnp.maximum(length, tiny)
+        new, before = jax.tree.map(lambda a, x: jnp.where(length > tiny, a * shrink, x), (ahead, v), (v, before))
+        return count + 1, settled | (size <= tiny), size, bound, new, before
 
     zero = jnp.zeros((), jnp.result_type(int))
     nothing = jnp.zeros_like(last.radius)
-    count, _, _, bound, v = jax.lax.while_loop(
-        unfinished, iterate, (zero, jnp.asarray(False), nothing, nothing, last.direction)
-    )
+    start = (zero, jnp.asarray(False), nothing, nothing, last.direction, trees.scale(0.0, last.direction))
+    count, _, _, bound, v, _ = jax.lax.while_loop(unfinished, iterate, start)
     return SpectralRadius(bound.astype(last.radius.dtype), v), count
