@@ -1,12 +1,8 @@
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import scipy.integrate
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import fibration as fb
@@ -17,152 +13,9 @@ from fibration.errors import (
     StepSizeError,
     UnknownNameError,
 )
-from fibration.fidelity._growth import Defect, bump, grow, phi1, phi2
-from fibration.fidelity._measured import Spectrum, sampled_lipschitz
+from problems import Form, Value, cost, deep_linear_problem, form, symmetric, tanh_problem, true_distance
 
 FLOW = fb.GradientFlow()
-GROW = jax.jit(grow)
-
-
-class Value(fb.losses.AbstractLoss):
-    """The output itself as the cost, so that any function of the parameters can be one."""
-
-    def per_sample(self, outputs, targets):
-        return outputs[:, 0]
-
-    def prepare(self, targets):
-        return jnp.asarray(targets).reshape(-1, 1)
-
-    def n_outputs(self, targets):
-        return 1
-
-
-class Form(eqx.Module):
-    """½ wᵀHw, hashable, so that problems of one shape share what was compiled."""
-
-    def __call__(self, w, matrix):
-        return 0.5 * w @ matrix @ w
-
-
-def form(hessian):
-    """The cost ½ wᵀHw for a symmetric H of any signature."""
-    return fb.Problem(Form(), np.asarray(hessian)[None], np.zeros((1, 1)), loss=Value())
-
-
-def cost(function):
-    return fb.Problem(lambda w, x: function(w), np.ones((1, 1)), np.zeros((1, 1)), loss=Value())
-
-
-def symmetric(rng, values):
-    q, _ = np.linalg.qr(rng.normal(size=(len(values), len(values))))
-    return (q * np.asarray(values)) @ q.T, q
-
-
-def tanh_problem(seed=0):
-    """A network of 146 parameters on a smooth task."""
-    apply, params = fb.networks.mlp((6, 16, 2), "tanh", key=jax.random.key(seed))
-    inputs = jax.random.normal(jax.random.key(10 + seed), (40, 6))
-    targets = jnp.stack([jnp.sin(inputs @ jnp.ones(6)), inputs[:, 0] * inputs[:, 1]], axis=1)
-    return fb.Problem(apply, inputs, targets), params
-
-
-def deep_linear_problem(seed=1):
-    apply, params = fb.networks.deep_linear((3, 3, 3, 2), key=jax.random.key(seed), scale=0.5, balanced=True)
-    inputs = jax.random.normal(jax.random.key(3), (20, 3))
-    return fb.Problem(apply, inputs, inputs @ jax.random.normal(jax.random.key(4), (3, 2))), params
-
-
-def true_distance(problem, params, descent):
-    flow = fb.integrate(
-        problem, FLOW, params, float(descent.times[-1]), rtol=1e-11, atol=1e-13, times=descent.times, method="dopri8"
-    )
-    return fb.fidelity.distance(descent, flow)[1]
-
-
-# The scalar side
-
-
-@pytest.mark.parametrize("z", [-40.0, -3.0, -1.0, -0.999, -1e-3, 0.0, 1e-9, 0.3, 0.999, 1.0, 5.0, 20.0])
-def test_phi_functions_against_quadrature(z):
-    for function, weight in ((phi1, lambda r: 1.0), (phi2, lambda r: 1 - r), (bump, lambda r: r * (1 - r))):
-        # Around the largest value of the integrand, so that nothing of it is missed.
-        peak = 1.0 if z > 0 else 0.0
-        points = [abs(peak - min(0.5, 4 / max(abs(z), 1)))]
-        expected = scipy.integrate.quad(lambda r, w=weight: np.exp(z * r) * w(r), 0, 1, points=points, epsabs=0)[0]
-        np.testing.assert_allclose(function(np.asarray(z)), expected, rtol=1e-12)
-        np.testing.assert_allclose(function(jnp.asarray(z)), expected, rtol=1e-12)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.floats(-3, 3), st.floats(0, 5), st.floats(0, 0.5), st.floats(0, 1), st.floats(0, 1), st.floats(0, 2),
-    st.floats(0.01, 1),
-)  # fmt: skip
-def test_one_step_bounds_the_inequality_it_stands_for(lowest, lipschitz, error, middle, end, curvature, length):
-    defect = Defect(*map(jnp.asarray, (length, middle, end, curvature)))
-    bound, highest, _, holds = GROW(
-        jnp.asarray(error), defect, jnp.asarray(lowest), jnp.asarray(-jnp.inf), jnp.asarray(lipschitz)
-    )
-    half = length / 2
-
-    def delta(u):
-        line = middle * u / half if u < half else middle + (end - middle) * (u - half) / half
-        return line + curvature * (u % half) * (half - u % half) / 2
-
-    solution = scipy.integrate.solve_ivp(
-        lambda u, e: -lowest * e + 0.5 * lipschitz * e**2 + delta(u), (0, length), [error], rtol=1e-9, atol=1e-12,
-        max_step=length / 20, events=[lambda u, e: e[0] - 1e6],
-    )  # fmt: skip
-    if holds:
-        assert solution.y[0, -1] <= bound * (1 + 1e-7) + 1e-10
-        assert solution.y[0].max() <= highest * (1 + 1e-7) + 1e-10
-    else:
-        assert error + defect.total() > 0
-
-
-def test_one_step_without_curvature_terms_is_exact():
-    length, lowest = 0.3, -0.7
-    defect = Defect(*map(jnp.asarray, (length, 0.1, 0.2, 0.0)))
-    bound, _, _, holds = GROW(jnp.asarray(0.5), defect, jnp.asarray(lowest), jnp.asarray(-jnp.inf), jnp.asarray(0.0))
-    exact = (
-        np.exp(0.7 * length) * 0.5
-        + scipy.integrate.quad(lambda u: np.exp(0.7 * (length - u)) * 0.2 * u / length, 0, length)[0]
-    )
-    assert holds
-    np.testing.assert_allclose(bound, exact, rtol=1e-14)
-
-
-# What is measured
-
-
-def test_sampled_lipschitz_constant_of_a_cubic_is_found():
-    rng = np.random.default_rng(0)
-    tensor = rng.normal(size=(4, 4, 4))
-    tensor = sum(tensor.transpose(p) for p in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]) / 6
-    problem = cost(lambda w: jnp.einsum("ijk,i,j,k->", tensor, w, w, w) / 6)
-    found = sampled_lipschitz(problem, [jnp.ones(4)])
-    directions = rng.normal(size=(200_000, 4))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    values = np.abs(np.einsum("ijk,ni,nj,nk->n", tensor, directions, directions, directions))
-    assert values.max() <= found.value / 2 * (1 + 1e-6)
-    assert values.max() > 0.98 * found.value / 2
-    assert found.status == "sampled"
-
-
-@pytest.mark.parametrize("dense_limit", [100, 0])
-def test_spectrum_ends_enclose_the_hessians(dense_limit):
-    rng = np.random.default_rng(1)
-    values = np.sort(rng.normal(size=12))
-    hessian, _ = symmetric(rng, values)
-    spectrum = Spectrum(form(hessian), [jnp.ones(12)], dense_limit=dense_limit, tolerance=1e-6)
-    lower, upper = spectrum.look(0)
-    assert lower <= values[0] + 1e-14
-    assert upper >= values[-1] - 1e-14
-    np.testing.assert_allclose([lower, upper], values[[0, -1]], atol=1e-5)
-    assert spectrum.assumption.status == ("proven" if dense_limit else "sampled")
-
-
-# Certificates of a descent that was run
 
 
 @pytest.mark.parametrize("save_every", [1, 7])
@@ -490,47 +343,3 @@ def test_a_start_at_rest_stays_there():
     descent = fb.descend(form(np.eye(2)), FLOW, np.zeros(2), step_size=0.1, steps=5)
     certificate = fb.fidelity.certify(form(np.eye(2)), descent)
     np.testing.assert_array_equal(certificate.bound, 0.0)
-
-
-# The enclosure
-
-
-@pytest.mark.parametrize("rtol", [1e-12, 1e-5])
-def test_the_enclosure_holds_whatever_the_solvers_accuracy(rtol):
-    problem, params = tanh_problem()
-    descent = fb.descend(problem, FLOW, params, step_size=0.05, steps=100, save_every=5)
-    found = fb.fidelity.enclose(problem, descent, rtol=rtol, atol=1e-2 * rtol)
-    true = true_distance(problem, params, descent)
-    assert np.all((found.lower <= true) & (true <= found.upper))
-    assert found.kind == "conditional"
-    width = np.max(found.error)
-    assert width < (1e-6 if rtol < 1e-9 else 0.1) * true[-1] if np.isfinite(width) else rtol > 1e-9
-
-
-@pytest.mark.slow
-def test_the_enclosure_holds_out_longer_than_the_certificate():
-    problem, params = tanh_problem()
-    descent = fb.descend(problem, FLOW, params, step_size=0.05, steps=400, save_every=4)
-    certificate = fb.fidelity.certify(problem, descent)
-    found = fb.fidelity.enclose(problem, descent)
-    assert certificate.valid_until < 5
-    assert found.valid_until == 20
-    assert found.error[-1] < 1e-3 * found.distance[-1]
-    assert "±" in found.message
-
-
-@pytest.mark.slow
-def test_an_enclosure_on_tubes_and_what_it_refuses():
-    problem, params = deep_linear_problem()
-    descent = fb.descend(problem, FLOW, params, step_size=0.01, steps=100, save_every=5)
-    found = fb.fidelity.enclose(problem, descent, "tube")
-    true = true_distance(problem, params, descent)
-    assert np.all((found.lower <= true) & (true <= found.upper))
-    assert found.error[-1] < 1e-4 * true[-1]
-    adam = fb.descend(problem, optax.adam(0.1), params, steps=3)
-    with pytest.raises(CertificateError, match="optax"):
-        fb.fidelity.enclose(problem, adam)
-    with jax.enable_x64(False):
-        single = fb.descend(form(np.eye(2, dtype=np.float32)), FLOW, jnp.ones(2), step_size=0.1, steps=3)
-        with pytest.raises(PrecisionError, match="float64"):
-            fb.fidelity.enclose(form(np.eye(2, dtype=np.float32)), single)
