@@ -9,7 +9,7 @@ from fibration.errors import (
     CertificateError,
     PrecisionError,
 )
-from problems import deep_linear_problem, form, tanh_problem, true_distance
+from problems import cost, deep_linear_problem, form, tanh_problem, true_distance
 
 FLOW = fb.GradientFlow()
 
@@ -53,3 +53,11 @@ def test_an_enclosure_on_tubes_and_what_it_refuses():
         single = fb.descend(form(np.eye(2, dtype=np.float32)), FLOW, jnp.ones(2), step_size=0.1, steps=3)
         with pytest.raises(PrecisionError, match="float64"):
             fb.fidelity.enclose(form(np.eye(2, dtype=np.float32)), single)
+
+
+def test_a_flow_that_slides_along_a_kink_has_no_enclosure(monkeypatch):
+    monkeypatch.setattr("fibration.fidelity._enclosure.MOST_STEPS", 3000)
+    slide = cost(lambda w: 0.5 * jnp.sum(w**2) + jnp.abs(w[0] - 0.5) + w[1])
+    descent = fb.descend(slide, FLOW, np.array([1.0, 1.0]), step_size=0.05, steps=40)
+    with pytest.raises(CertificateError, match="kink"):
+        fb.fidelity.enclose(slide, descent)

@@ -1,5 +1,7 @@
 """Stabilised methods: their order, their stability, their tolerance, and the choice between them and classical ones."""
 
+import warnings
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import fibration as fb
 from fibration.solvers import RKC2, ROCK4, solve
 from fibration.solvers._method import Classical
 from fibration.solvers._spectral_radius import SpectralRadius, estimate_radius
+from fibration.solvers._switching import Switching
 from problems import digits_problem, form, quadratic, random_spd
 
 METHODS = [RKC2(), ROCK4()]
@@ -344,3 +347,48 @@ def test_float32_keeps_to_few_stages():
 def test_names():
     with pytest.raises(fb.errors.UnknownNameError, match="'rkc2', 'rock4'"):
         fb.integrate(quadratic(np.eye(2)), fb.GradientFlow(), np.ones(2), 1.0, method="rkc3")
+
+
+@pytest.mark.parametrize(("method", "rate"), [("auto", 1e2), ("auto", 1e3), ("rkc2", 1e2), ("rock4", 1e3)])
+def test_single_precision_at_a_tolerance_near_its_rounding(method, rate):
+    # The error estimates of stabilised methods hold rounding in proportion to the step: were it not bounded, it would
+    # exceed the tolerance and no step would be accepted.
+    rates = np.array([1.0, rate], np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fb.errors.PrecisionWarning)
+        run = solve(lambda t, y: -rates * y, jnp.ones(2, jnp.float32), 3.0, rtol=1e-6, method=method)
+    assert run.result.code == "completed"
+    np.testing.assert_allclose(run.params[-1], np.exp(-3 * rates), atol=3e-6)
+
+
+def test_a_complex_velocity_of_a_real_state_is_refused():
+    with pytest.raises(fb.errors.FlowError, match="complex128"):
+        solve(lambda t, y: 1j * y, jnp.ones(1), 1.0)
+
+
+def test_rkc2_warns_where_rounding_hides_its_error():
+    with pytest.warns(fb.errors.PrecisionWarning, match="RKC2"):
+        solve(lambda t, y: -y, jnp.ones(2, jnp.float32), 1.0, rtol=1e-6, method="rkc2")
+
+
+def test_double_precision_at_a_tolerance_near_its_rounding():
+    rates = np.array([1.0, 2500.0])
+    run = solve(lambda t, y: -rates * (y - 1), jnp.zeros(2), 3.0, rtol=1e-12, atol=1e-14)
+    assert run.result.code == "completed"
+    np.testing.assert_allclose(run.params[-1], 1 - np.exp(-3 * rates), rtol=1e-11)
+
+
+class Refusing(ROCK4):
+    """Never content with a step longer than a tenth of the radius."""
+
+    def attempt(self, field, t0, h, y0, slope, radius):
+        new, new_slope, error = super().attempt(field, t0, h, y0, slope, radius)
+        return new, new_slope, error + jnp.where(h * radius > 0.1, jnp.inf, 0)
+
+
+def test_auto_hands_back_from_a_method_that_cannot_go_on():
+    method = Switching((Classical(diffrax.Tsit5()), Refusing()))
+    run = solve(lambda t, y: -jnp.array([1.0, 1e3]) * y, jnp.ones(2), 3.0, rtol=1e-4, method=method)
+    assert run.result.code == "completed"
+    assert run.stats["steps_by_method"]["Tsit5"] > 0.9 * run.stats["steps"]
+    assert run.stats["rejected"] < 0.3 * run.stats["steps"]

@@ -122,7 +122,8 @@ def doctor() -> None:
     """Print versions, devices, precision, and which extras are missing."""
     table = Table(show_header=False, box=None)
     for name, value in study.machine_facts().items():
-        table.add_row(name, Text(str(value)))
+        scripts = '; in scripts by jax.config.update("jax_enable_x64", True)' if name == "float64" else ""
+        table.add_row(name, Text(f"{value}{scripts}"))
     for extra, missing in study.extras().items():
         state = "complete" if not missing else f"missing {', '.join(missing)}: pip install 'fibration[{extra}]'"
         table.add_row(f"extra {extra}", Text(state))  # not markup: an extra stands in brackets

@@ -62,7 +62,11 @@ class Certificate:
     def message(self) -> str:
         """What is guaranteed, in a sentence."""
         last = int(np.flatnonzero(np.isfinite(self.bound))[-1])
-        told = f"within {self.bound[last]:.3g} of the flow up to t = {self.valid_until:.6g} ({self.kind})"
+        rests = [f"{a.quantity} {a.value:.3g}" for a in self.assumptions if a.status == "sampled"]
+        kind = f"{self.kind} on a sampled {' and '.join(rests)}" if rests else self.kind
+        if last == 0:
+            return f"no guarantee beyond the start: {self.reason}"
+        told = f"within {self.bound[last]:.3g} of the flow up to t = {self.valid_until:.6g} ({kind})"
         if self.reason:
             told += f"; no guarantee beyond t = {self.valid_until:.6g}: {self.reason}"
         if self.amplification > LARGEST:

@@ -26,7 +26,7 @@ SAME = 1e-9  # relative: step sizes in a whole ratio, and times that are the sam
 def compare(
     problem: AbstractProblem,
     params: PyTree,
-    step_sizes: Sequence[float],
+    step_sizes: float | Sequence[float],
     t1: float,
     *,
     curvature: str | Callable[[PyTree, float], Any] | None = "path",
@@ -120,8 +120,8 @@ def compare(
     return Comparison(flow=flow, runs=tuple(runs), solver_error=solver_error, t1=float(t1))
 
 
-def _checked(step_sizes: Sequence[float], t1: float) -> list[float]:
-    sizes = sorted({float(size) for size in step_sizes})
+def _checked(step_sizes: float | Sequence[float], t1: float) -> list[float]:
+    sizes = sorted({float(size) for size in np.atleast_1d(np.asarray(step_sizes, float)).ravel()})
     if not sizes or not all(np.isfinite(size) and 0 < size <= t1 * (1 + SAME) for size in sizes):
         raise StepSizeError(
             f"step sizes {list(step_sizes)} for a time span of {t1}",

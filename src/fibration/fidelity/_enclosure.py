@@ -25,6 +25,7 @@ from ._states import check_real, saved_matrix, state_at, unit_roundoff
 from ._tube import Tube
 
 PARTS, MOST_PARTS = 4, 64  # of an interval between saved times: at first, and at most
+MOST_STEPS = 100_000  # of the solved flow; a kink along which a flow slides takes any number
 POINTS = np.linspace(0.0, 1.0, 11)[1:-1]  # of a part, at which the defect is sampled
 MARGIN = 1.5
 ORDER = 5  # the defect of a quintic interpolant is of fifth order in its length
@@ -167,9 +168,19 @@ def _solve(
     """Solve the flow, saved at so many parts of each interval, and sample the defect of its interpolant on each."""
     pieces = [np.linspace(a, b, n, endpoint=False) for a, b, n in zip(times[:-1], times[1:], parts, strict=True)]
     grid = np.append(np.concatenate(pieces), times[-1])
+    options = Options(max_steps=MOST_STEPS)
     flow = integrate(
-        problem, GradientFlow(), start, float(times[-1]), rtol=rtol, atol=atol, times=grid, options=Options()
-    ).raise_if_failed()
+        problem, GradientFlow(), start, float(times[-1]), rtol=rtol, atol=atol, times=grid, options=options
+    )
+    if flow.result.code in ("max_steps", "step_underflow"):
+        raise CertificateError(
+            f"the flow could be solved at rtol {rtol:g} up to t = {flow.result.time:.4g} of {times[-1]:g} only, "
+            f"in {flow.stats['steps']:,} steps",
+            "a smooth flow",
+            "take a descent that ends before, or a larger rtol; where a ReLU network slides along a kink there is no "
+            "enclosure: measure the distance to a flow solved at rtol 1e-6 by `fb.fidelity.distance`",
+        )
+    flow.raise_if_failed()
     states = [state_at(flow, index) for index in range(len(grid))]
     lengths = np.diff(flow.times)
     found = [

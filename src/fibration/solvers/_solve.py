@@ -25,10 +25,12 @@ from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._checkpoint import Checkpoint, CheckpointStore
 from ._driver import drive
+from ._method import AbstractMethod
 from ._observe import Observation
 from ._ode import AdaptiveStepper, choose_method
 from ._options import Options, ProgressCallback
 from ._record import Record
+from ._rkc2 import RKC2
 from ._stop import Conditions
 from ._trajectory import Trajectory
 
@@ -134,16 +136,19 @@ def solve_field(
     dtype = jnp.finfo(jnp.result_type(jnp.float32, *(s.dtype for s in shapes))).dtype
     start, end = check_span(t0, t1, dtype)
     for name, value in (("rtol", rtol), ("atol", atol)):
-        if not (np.isfinite(float(value)) and float(value) >= 0) or float(rtol) + float(atol) == 0:
-            raise StepSizeError(f"{name} = {value}", "finite tolerances, not both zero", "try rtol=1e-6, atol=1e-9")
+        if not (np.isfinite(float(value)) and float(value) >= 0):
+            raise StepSizeError(f"{name} = {value}", "a finite tolerance, not negative", "try rtol=1e-6, atol=1e-9")
+    if float(rtol) == float(atol) == 0:
+        raise StepSizeError("rtol = 0 and atol = 0", "tolerances that are not both zero", "try rtol=1e-6, atol=1e-9")
     if first_step is not None and not 0 < float(first_step) <= end - start:
         raise StepSizeError(f"first_step = {first_step}", f"a step in (0, {end - start:g}]", "leave it out")
-    warn_of_precision(state, float(rtol))
+    chosen = choose_method(method, float(rtol)).for_tolerance(float(rtol), dtype)
+    warn_of_precision(state, float(rtol), chosen)
     grid = save_times(times, start, end)
     check_velocity(field, state, start)
     stepper = AdaptiveStepper(
         field=field,
-        method=choose_method(method, float(rtol)).for_tolerance(float(rtol), dtype),
+        method=chosen,
         rtol=jnp.asarray(rtol, dtype),
         atol=jnp.asarray(atol, dtype),
         start=jnp.asarray(start, dtype),
@@ -228,10 +233,17 @@ def save_times(times: Any, start: float, end: float) -> np.ndarray:
     return np.clip(grid, start, end)
 
 
-def warn_of_precision(state: PyTree, rtol: float) -> None:
-    """Warn when the floating-point type cannot carry the tolerance."""
+def warn_of_precision(state: PyTree, rtol: float, method: AbstractMethod) -> None:
+    """Warn when the floating-point type cannot carry the tolerance, or not with this method."""
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(state))
-    if rtol < 8 * eps:
+    if isinstance(method, RKC2) and method.ceiling() < 2:
+        warnings.warn(
+            f"rounding (machine epsilon {eps:.1e}) hides what RKC2 needs to see to keep to rtol = {rtol:g}: its steps "
+            "will be short, and its errors above the tolerance. Take another method, a larger rtol, or float64",
+            PrecisionWarning,
+            stacklevel=4,
+        )
+    elif rtol < 8 * eps:
         warnings.warn(
             f"rtol = {rtol:g} is below what these parameters can carry (machine epsilon {eps:.1e}); enable float64 "
             'with `jax.config.update("jax_enable_x64", True)` before making arrays, or ask for a larger rtol',
@@ -258,6 +270,12 @@ def check_velocity(field: Callable[[Any, PyTree], PyTree], state: PyTree, start:
             "return one array for every floating-point array of the parameters, and None at other leaves",
         )
     for wanted, found in zip(jax.tree.leaves(state), jax.tree.leaves(velocity), strict=True):
+        if jnp.iscomplexobj(found) and not jnp.iscomplexobj(wanted):
+            raise FlowError(
+                f"the velocity of a leaf of type {wanted.dtype} is {found.dtype}",
+                "a real velocity where the state is real",
+                "make the state complex, or take the real part of the velocity",
+            )
         if wanted.shape != found.shape:
             raise ShapeError(
                 f"the velocity of a leaf of shape {wanted.shape} has shape {found.shape}",

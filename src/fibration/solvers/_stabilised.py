@@ -71,12 +71,12 @@ class AbstractStabilised(AbstractMember):
 
     def for_tolerance(self, rtol: float, dtype: Any) -> "AbstractStabilised":
         """Bound the steps by what rounding allows at this tolerance."""
-        fields = (self.longest(rtol, dtype), self.strictness(rtol))
+        fields = (self.longest(rtol, dtype), self.strictness(rtol, dtype))
         return eqx.tree_at(
             lambda m: (m.bound, m.error_scale), self, tuple(jnp.asarray(x, dtype) for x in fields), is_leaf=_is_none
         )
 
-    def strictness(self, rtol: float) -> Any:  # noqa: ARG002
+    def strictness(self, rtol: float, dtype: Any) -> Any:  # noqa: ARG002
         """Give the factor on the error estimate that keeps the error at the end of a flow within this tolerance."""
         return self.error_scale
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool
 
 from .. import trees
@@ -54,6 +55,8 @@ class Stop:
                 raise StepSizeError(
                     f"{name} = {value}", "a positive number", "leave it out to switch the condition off"
                 )
+        if self.time is not None and not np.isfinite(float(self.time)):
+            raise StepSizeError(f"time = {self.time}", "a finite time", "leave it out to switch the condition off")
         taken = {"completed", "cost_below", "gradient_norm_below", "time", "wall_seconds", *FAILURE_CODES}
         if not isinstance(self.when, Mapping):
             raise UnknownNameError("`when` is no mapping", "conditions by name", 'pass `when={"name": condition}`')

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Real
+from jaxtyping import Array, Bool, Int, Real
 
 from ..trees import PyTree
 from ._method import AbstractMember, AbstractMethod, Control, Spent
@@ -17,12 +17,15 @@ class SwitchingState(NamedTuple):
     """The members' states, and which of them is at work.
 
     `active`: the number of the member at work; `up`, `down`: how many steps in a row have asked for the next or the
-    previous one; `steps` (n,): accepted by each; `switches`, and the time of the first.
+    previous one; `short`: whether the previous one could have taken the last step; `rejected`: steps since the last
+    accepted one; `steps` (n,): accepted by each; `switches`, and the time of the first.
     """
 
     active: Int[Array, ""]
     up: Int[Array, ""]
     down: Int[Array, ""]
+    short: Bool[Array, ""]
+    rejected: Int[Array, ""]
     members: tuple[Any, ...]
     spent: Spent
     steps: Int[Array, " n"]
@@ -51,6 +54,8 @@ class Switching(AbstractMethod):
             active=zero,
             up=zero,
             down=zero,
+            short=jnp.asarray(False),
+            rejected=zero,
             members=tuple(member.begin(t0, y0, slope) for member in self.members),
             spent=Spent.nothing(),
             steps=jnp.zeros(len(self.members), zero.dtype),
@@ -59,7 +64,12 @@ class Switching(AbstractMethod):
         )
 
     def for_tolerance(self, rtol: float, dtype: Any) -> "Switching":
-        return Switching(tuple(member.for_tolerance(rtol, dtype) for member in self.members))
+        """Keep the members that this tolerance and precision leave cheaper than those before them."""
+        kept: list[AbstractMember] = []
+        for member in (member.for_tolerance(rtol, dtype) for member in self.members):
+            if not kept or _price(member) < min(map(_price, kept)):
+                kept.append(member)
+        return Switching(tuple(kept))
 
     def control(self, solver_state: SwitchingState) -> Control:
         columns = zip(*(member.control(None) for member in self.members), strict=True)
@@ -70,8 +80,17 @@ class Switching(AbstractMethod):
         return jnp.stack(longest)[solver_state.active]
 
     def after_rejection(self, before: SwitchingState, after: SwitchingState) -> SwitchingState:
+        """Hand back after a few rejections in a row, if the previous member could have taken a step as long."""
         triples = zip(self.members, before.members, after.members, strict=True)
-        return before._replace(members=tuple(member.after_rejection(b, a) for member, b, a in triples))
+        members = tuple(member.after_rejection(b, a) for member, b, a in triples)
+        back = after.short & (before.rejected + 1 >= 2 * PATIENCE)
+        return before._replace(
+            active=before.active - back,
+            up=jnp.where(back, 0, before.up),
+            rejected=jnp.where(back, 0, before.rejected + 1),
+            switches=before.switches + back,
+            members=members,
+        )
 
     def notes(self, solver_state: SwitchingState) -> dict[str, Array]:
         radii = [
@@ -93,7 +112,7 @@ class Switching(AbstractMethod):
         """Take one step with the member at work, and see whether it asks for another one."""
         states, h = solver_state.members, t1 - t0
         ceilings = jnp.stack([jnp.asarray(m.ceiling(), jnp.result_type(h)) for m in self.members])
-        prices = jnp.stack([m.evaluations_at(z) / z for m, z in zip(self.members, ceilings, strict=True)])
+        prices = jnp.stack([jnp.asarray(_price(m), jnp.result_type(h)) for m in self.members])
 
         def step_of(i: int) -> tuple[Any, ...]:
             return self.members[i].step(terms, t0, t1, y0, args, states[i], made_jump)
@@ -109,12 +128,13 @@ class Switching(AbstractMethod):
             # A margin lest two members take turns.
             up = z > 0.85 * ceilings[i] if i + 1 < len(states) else jnp.asarray(False)
             down = self.members[i].evaluations_at(z) > 1.25 * prices[i - 1] * z if i else jnp.asarray(False)
+            short = z < ceilings[i - 1] if i else jnp.asarray(False)
             dense = [inside if j == i else nothing[j] for j in range(len(nothing))]
             members = tuple(after if j == i else other for j, other in enumerate(others))
-            return new, error, dense, members, up, down, after.spent.less(states[i].spent)
+            return new, error, dense, members, up, down, short, after.spent.less(states[i].spent)
 
         branches = [lambda i=i: branch(i) for i in range(len(states))]
-        new, error, dense, members, up, down, spent = jax.lax.switch(solver_state.active, branches)
+        new, error, dense, members, up, down, short, spent = jax.lax.switch(solver_state.active, branches)
         up, down = jnp.where(up, solver_state.up + 1, 0), jnp.where(down, solver_state.down + 1, 0)
         # After each change more steps must agree on the next one, so that two members cannot take turns for long.
         patience = PATIENCE * (1 + solver_state.switches)
@@ -123,6 +143,8 @@ class Switching(AbstractMethod):
             active=solver_state.active + change,
             up=jnp.where(change == 0, up, 0),
             down=jnp.where(change == 0, down, 0),
+            short=short,
+            rejected=jnp.zeros_like(solver_state.rejected),
             members=members,
             spent=solver_state.spent.plus(spent),
             steps=solver_state.steps.at[solver_state.active].add(1),
@@ -138,3 +160,9 @@ class Switching(AbstractMethod):
             for member, dense in zip(self.members, inside["dense"], strict=True)
         ]
         return jax.lax.switch(inside["active"], branches)
+
+
+def _price(member: AbstractMember) -> Any:
+    """Count the evaluations that a member spends on a unit of time times spectral radius, at its longest step."""
+    ceiling = jnp.asarray(member.ceiling())
+    return member.evaluations_at(ceiling) / ceiling

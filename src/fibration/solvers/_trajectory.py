@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 FAILURES = {
     "nonfinite": ("parameters, velocity or cost turned NaN or infinite", "a smaller step size, or another start"),
     "step_underflow": (
-        "the step size fell below the rounding error of the time",
-        "looser tolerances, or a smoother field",
+        "no step met the tolerance, however short",
+        "a larger rtol or atol, float64, another method, or a smoother field",
     ),
     "max_steps": ("the limit on steps was reached", "a larger `Options.max_steps`, or looser tolerances"),
 }
@@ -104,7 +104,7 @@ class Trajectory:
         if self.result.failed:
             what, fix = FAILURES[self.result.code]
             given = f"{what} at t = {self.result.time:.6g}, after {self.stats.get('steps', '?')} steps"
-            raise DivergedError(given, "a run that stays finite up to its end", f"try {fix}", self)
+            raise DivergedError(given, "a run that reaches its end", f"try {fix}", self)
         return self
 
     def to_xarray(self) -> "xarray.Dataset":
