@@ -52,7 +52,7 @@ def compare(
 
     **Arguments:**
 
-    - `step_sizes`: positive, not above `t1`; a series such as η, η/2, η/5 serves Richardson's estimate best.
+    - `step_sizes`: one or several, positive, not above `t1`; a series such as η, η/2, η/5 serves Richardson's estimate best.
     - `curvature`, `hessian_lipschitz`, `checks`: see `certify`; `curvature=None` leaves the certificates out.
     - `n_times`: about how many times to compare at.
     - `rtol`, `atol`, `method`: of the flow, see `integrate`. It is solved a second time at ten times the tolerances, so
@@ -124,7 +124,7 @@ def _checked(step_sizes: float | Sequence[float], t1: float) -> list[float]:
     sizes = sorted({float(size) for size in np.atleast_1d(np.asarray(step_sizes, float)).ravel()})
     if not sizes or not all(np.isfinite(size) and 0 < size <= t1 * (1 + SAME) for size in sizes):
         raise StepSizeError(
-            f"step sizes {list(step_sizes)} for a time span of {t1}",
+            f"step sizes {step_sizes} for a time span of {t1}",
             "positive step sizes, each at most the span",
             "pass smaller step sizes or a longer time span",
         )
