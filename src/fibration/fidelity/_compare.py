@@ -52,7 +52,7 @@ def compare(
 
     **Arguments:**
 
-    - `step_sizes`: one or several, positive, not above `t1`; a series such as η, η/2, η/5 serves Richardson's estimate best.
+    - `step_sizes`: one or several, positive, not above `t1`; a series such as η, η/2, η/5 serves Richardson best.
     - `curvature`, `hessian_lipschitz`, `checks`: see `certify`; `curvature=None` leaves the certificates out.
     - `n_times`: about how many times to compare at.
     - `rtol`, `atol`, `method`: of the flow, see `integrate`. It is solved a second time at ten times the tolerances, so
