@@ -1,4 +1,4 @@
-"""Write the tables of docs/benchmarks.md anew from benchmarks/results/*.json, between its markers."""
+"""Write the tables of the docs pages anew from benchmarks/results/*.json, between their markers."""
 
 import json
 from collections.abc import Callable
@@ -47,19 +47,58 @@ def gradient_flow(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-WRITERS: dict[str, Callable[[dict[str, Any]], str]] = {"gradient_flow": gradient_flow}
+def minimizers_gallery(results: dict[str, Any]) -> str:
+    """One row for each classifier and data set."""
+    lines = ["| data | classifier | cost | accuracy, samples | accuracy, new |", "|---|---|---|---|---|"]
+    for data, found in results.items():
+        for row in found["rows"]:
+            name = row["model"]
+            if name == "construct":
+                name = f"**`construct`**, {row['method']}{', certified' if row['certified'] else ''}"
+            cost = f"{row['cost']:.2g}" if row.get("cost") is not None else ""
+            lines.append(f"| {data} | {name} | {cost} | {row['train']:.3f} | {row['test']:.3f} |")
+    return "\n".join(lines)
+
+
+def minimizers(results: dict[str, Any]) -> str:
+    """The million samples, then Adam."""
+    lines = ["| pass over 1,000,000 × 100 numbers | read from | seconds | ratio | MB |", "|---|---|---|---|---|"]
+    for row in results["stream"]["rows"]:
+        lines.append(
+            f"| {row['what']} | {row['read from']} | {row['seconds']:.2f} | {row['ratio']:.1f} | "
+            f"{row['megabytes']:,.0f} |"
+        )
+    lines += [
+        "",
+        "| Q | starts below C² = 1e-6 | median C at the end | seconds of one start | `construct` | its cost |",
+    ]
+    lines += ["|---|---|---|---|---|---|"]
+    for row in results["adam"]["rows"]:
+        lines.append(
+            f"| {row['Q']} | {row['reached 1e-6']} of {row['starts']} | {row['median cost at the end']:.2f} | "
+            f"{row['seconds of one start']:.3f} | {1e3 * row['construct seconds']:.1f} ms | "
+            f"{row['construct cost']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "gradient_flow": ("benchmarks", gradient_flow),
+    "minimizers": ("benchmarks", minimizers),
+    "minimizers_gallery": ("minimizers", minimizers_gallery),
+}
 
 
 def main() -> None:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->`."""
-    page = ROOT / "docs" / "benchmarks.md"
-    text = page.read_text()
-    for name, write in WRITERS.items():
+    for name, (title, write) in WRITERS.items():
+        page = ROOT / "docs" / f"{title}.md"
+        text = page.read_text()
         results = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n\n{write(results)}\n\n{end}{rest.split(end)[1]}"
-    page.write_text(text)
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ __all__ = [
     "CertificateError",
     "CheckpointError",
     "CheckpointMismatchError",
+    "ClassMeansError",
+    "ConditioningWarning",
+    "ConstructionError",
     "DivergedError",
     "EmptyDataError",
     "FibrationError",
@@ -31,7 +34,9 @@ __all__ = [
     "PrecisionWarning",
     "RunError",
     "ShapeError",
+    "ShiftError",
     "StepSizeError",
+    "TargetError",
     "TimeMismatchError",
     "TimeSpanError",
     "TruncatedFileError",
@@ -104,6 +109,22 @@ class TimeSpanError(FibrationError, ValueError):
 
 class StepSizeError(FibrationError, ValueError):
     """A step size or a number of steps that is not positive, or does not belong to the call."""
+
+
+class TargetError(FibrationError, ValueError):
+    """Targets of classes that are not affinely independent."""
+
+
+class ClassMeansError(FibrationError, ValueError):
+    """Class means that are linearly or affinely dependent where a construction needs them to be independent."""
+
+
+class ShiftError(FibrationError, ValueError):
+    """A base point outside the interval in which it separates a class from the others."""
+
+
+class ConstructionError(FibrationError, ValueError):
+    """Data for which the construction that was asked for does not exist, or was not found."""
 
 
 class FlowError(FibrationError, TypeError):
@@ -184,6 +205,10 @@ class ObserverError(RunError):
 
 class PrecisionWarning(UserWarning):
     """A computation whose accuracy the floating-point type cannot carry."""
+
+
+class ConditioningWarning(UserWarning):
+    """A result whose digits are lost to ill-conditioned data or weights."""
 
 
 class VersionWarning(UserWarning):

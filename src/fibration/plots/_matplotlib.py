@@ -25,7 +25,7 @@ METADATA: dict[str, dict[str, None]] = {
     "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
     "pdf": dict.fromkeys(("Creator", "Producer", "CreationDate")),
 }
-DASHES = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.5))}
+DASHES = {"solid": "-", "dashed": (0, (5, 2)), "dotted": (0, (1, 1.5)), "none": "none"}
 
 
 def to_matplotlib(
@@ -146,14 +146,15 @@ def _draw(axes: Any, plot: Plot, width: float) -> None:
     """Draw one plot on its axes; its series become the first lines."""
     for series in plot.series:
         x, y = drawable(plot, series)
+        bare = series.dash == "none"
         axes.plot(
             x,
             y,
             color=colour(series.colour),
             linestyle=DASHES[series.dash],
             linewidth=3.6 if series.wide else 1.4,
-            marker="o" if series.marker else None,
-            markersize=5,
+            marker="o" if series.marker or bare else None,
+            markersize=5 if not bare else 9 if series.wide else 3.5,
         )
     axes.set_xscale("log" if plot.x_log else "linear")
     axes.set_yscale("log" if plot.y_log else "linear")
@@ -186,6 +187,12 @@ def _draw(axes: Any, plot: Plot, width: float) -> None:
         axes.margins(y=0.09)  # room for the name of the highest
     if plot.y_range is not None:
         axes.set_ylim(*plot.y_range)
+    if plot.x_range is not None:
+        axes.set_xlim(*plot.x_range)
+    if plot.equal:
+        axes.set_aspect("equal", adjustable="box")
+    if plot.x_names:
+        axes.set_xticks(range(len(plot.x_names)), [_text(name) for name in plot.x_names])
     title = "\n".join(textwrap.wrap(plot.title, int(width / 0.085)) or [""])
     axes.set_title(_text(title), loc="left", fontsize=10, pad=18 if plot.moments else 8)
     axes.set_xlabel(_text(plot.x_label), fontsize=9)

@@ -11,7 +11,7 @@ from ..errors import ShapeError
 # Okabe and Ito's colours, told apart by colour-blind readers; number 0 is for what others are compared with.
 PALETTE = ("#8c8c8c", "#0072b2", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#56b4e9")
 
-Dash = Literal["solid", "dashed", "dotted"]
+Dash = Literal["solid", "dashed", "dotted", "none"]
 Marker = Literal["", "circle"]
 
 
@@ -30,7 +30,8 @@ def text_colour(index: int) -> str:
 class Series:
     """One curve: `x` and `y` (n,), a name for the legend, and a colour by number (0: the grey reference).
 
-    `dash`: "solid", "dashed" or "dotted"; `marker`: "" or "circle"; `wide`: a broad line, drawn under others.
+    `dash`: "solid", "dashed", "dotted", or "none" for circles without a line, as samples are drawn; `marker`: "" or
+    "circle"; `wide`: a broad line, drawn under others, or large circles.
 
     **Raises:** `ShapeError` unless `x` and `y` are vectors of one length.
 
@@ -84,8 +85,9 @@ class Plot:
     """A plot, to be drawn by `to_matplotlib` or `to_plotly`.
 
     `caption`: one sentence; `levels`: horizontal lines, at values of y; `moments`: vertical lines, at values of x;
-    `y_range`: the lowest and the highest y to show, or `None` for all. On a logarithmic axis whatever is not positive
-    leaves a gap.
+    `x_range`, `y_range`: the lowest and the highest to show, or `None` for all; `x_names`: what to write at
+    x = 0, 1, … instead of numbers; `equal`: one scale for both axes, as geometry needs. On a logarithmic axis whatever
+    is not positive leaves a gap.
 
     ```python
     >>> import numpy as np
@@ -109,6 +111,9 @@ class Plot:
     x_log: bool = False
     y_log: bool = False
     y_range: tuple[float, float] | None = None
+    x_range: tuple[float, float] | None = None
+    x_names: tuple[str, ...] = ()
+    equal: bool = False
 
 
 def drawable(plot: Plot, series: Series) -> tuple[np.ndarray, np.ndarray]:

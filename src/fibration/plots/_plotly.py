@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 INK, GRID = "#222222", "#e4e4e4"
-DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot"}
+DASHES = {"solid": "solid", "dashed": "dash", "dotted": "dot", "none": "solid"}
 
 
 def to_plotly(plot: Plot) -> "plotly.graph_objects.Figure":
@@ -37,13 +37,14 @@ def to_plotly(plot: Plot) -> "plotly.graph_objects.Figure":
     figure: Any = go.Figure(layout={"template": "none"})
     for series in plot.series:
         x, y = drawable(plot, series)
+        bare = series.dash == "none"
         figure.add_scatter(
             x=_values(x),
             y=_values(y),
             name=_text(series.name),
-            mode="lines+markers" if series.marker else "lines",
+            mode="markers" if bare else "lines+markers" if series.marker else "lines",
             line={"color": colour(series.colour), "dash": DASHES[series.dash], "width": 5 if series.wide else 2},
-            marker={"size": 8},
+            marker={"size": 8 if not bare else 13 if series.wide else 6, "color": colour(series.colour)},
             hovertemplate=f"{_text(plot.x_label)} %{{x:.4g}}<br>{_text(plot.y_label)} %{{y:.4g}}",
         )
     for level in drawable_lines(plot.levels, plot.y_log):
@@ -78,6 +79,15 @@ def to_plotly(plot: Plot) -> "plotly.graph_objects.Figure":
             update(**_log_ticks(plot, index))
     if plot.y_range is not None:
         figure.update_yaxes(range=list(np.log10(plot.y_range) if plot.y_log else plot.y_range))
+    if plot.x_range is not None:
+        figure.update_xaxes(range=list(np.log10(plot.x_range) if plot.x_log else plot.x_range))
+    if plot.equal:
+        figure.update_yaxes(scaleanchor="x", scaleratio=1)
+        figure.update_xaxes(constrain="domain")
+    if plot.x_names:
+        figure.update_xaxes(
+            tickmode="array", tickvals=list(range(len(plot.x_names))), ticktext=[_text(name) for name in plot.x_names]
+        )
     figure.update_layout(
         title={"text": _text(plot.title), "x": 0, "xref": "paper", "font": {"size": 17}},
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
