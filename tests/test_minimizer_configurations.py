@@ -301,3 +301,49 @@ def test_descent_leaves_a_mixed_configuration_and_stays_at_the_others():
     for flags, start, end in (((True, False), 0.054374, 0.0515), ((False, True), 0.055955, 0.0525)):
         assert ends[flags][0] == pytest.approx(start, abs=6e-7)
         assert ends[flags][-1] < end
+
+
+def test_configurations_in_more_dimensions_than_classes_are_stationary():
+    for seed in range(5):
+        inputs, labels = clusters(np.random.default_rng(seed), 3, 6, noise=0.3, samples=40, least=30)
+        found = configuration(inputs, labels, (False,) * 3)
+        assert found.status == "local_minimum"
+        assert found.gradient_norm < 1e-9
+        assert found.cost == pytest.approx(fb.minimizers.construct(inputs, labels, method="affine").cost, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_configurations_do_not_depend_on_the_scale(scale):
+    inputs, labels, _ = spec_data(3, 0.03, 1)
+    for flags in ((True,) * 3, (False,) * 3, (True, False, True)):
+        own, found = configuration(inputs, labels, flags), configuration(scale * inputs, labels, flags)
+        assert found.status == own.status
+        assert found.cost == pytest.approx(own.cost, rel=1e-6, abs=1e-11)
+    assert configuration(inputs + 1e6, labels, (True,) * 3).status == "global"
+
+
+BAD = [
+    (lambda x, y: configuration(x, 0 * y, (True,)), fb.errors.ShapeError, "two classes"),
+    (lambda x, y: configuration(np.ones_like(x), y, (True,) * 3), fb.errors.ConstructionError, "centre"),
+    (lambda x, y: configuration(x, y, (True,) * 3, opening=np.pi), fb.errors.ShapeError, "less than"),
+    (lambda x, y: configuration(x, y, (True,) * 3, opening=np.nan), fb.errors.ShapeError, "more than 0"),
+    (lambda x, y: configuration(x, y, (True,) * 3, shift="far"), fb.errors.UnknownNameError, "auto"),
+    (lambda x, y: shallow(x, y).predict(x[:, :2]), fb.errors.ShapeError, r"\(N, 3\)"),
+    (lambda x, y: shallow(x, y).predict(np.nan * x), fb.errors.NonFiniteDataError, "finite"),
+    (lambda x, y: fb.minimizers.construct(x, ["a", None, 1] * (len(x) // 3)), fb.errors.ShapeError, "one type"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "words"), BAD)
+def test_what_a_reader_broke(call, error, words):
+    inputs, labels, _ = spec_data(3, 0.03, 1)
+    with pytest.raises(error, match=words):
+        call(inputs[:84], labels[:84])
+
+
+def test_dependent_means_have_no_noise_to_signal():
+    found = fb.minimizers.noise_to_signal([[0.0, 1.0], [0.0, -1.0], [1.0, 0.0], [-1.0, 0.0]], [0, 0, 1, 1])
+    assert np.isnan(found.supremum)
+    inputs, labels, _ = spec_data(3, 0.03, 1)
+    centred = inputs - np.stack([inputs[labels == j].mean(axis=0) for j in range(3)]).mean(axis=0)
+    assert np.isnan(shallow(centred, labels).bound)

@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -284,7 +285,7 @@ BAD = [
     (lambda: construct(np.eye(2), [0, 1], weights="big"), fb.errors.UnknownNameError, "sample"),
     (lambda: construct(np.eye(2), [0, 1], weights=[1.0, -1.0]), fb.errors.ShapeError, "positive"),
     (lambda: construct(np.eye(2), [0, 1], shift="far"), fb.errors.UnknownNameError, "auto"),
-    (lambda: construct(np.eye(2), [0, 1], opening=4.0), fb.errors.ShapeError, "between 0"),
+    (lambda: construct(np.eye(2), [0, 1], opening=4.0), fb.errors.ShapeError, "less than"),
     (
         lambda: construct([[0.0, 0], [1, 0], [2, 0]], [0, 1, 2], method="cone"),
         fb.errors.ConstructionError,
@@ -312,12 +313,70 @@ def test_wrong_inputs_to_a_finished_network():
 
 
 def test_nearly_dependent_means_warn():
-    inputs = np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 3e-8]])
+    inputs = np.array([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0 + 3e-8]])
     with pytest.warns(fb.errors.ConditioningWarning, match="nearly dependent"):
         construct(inputs, [0, 1, 2], method="cone")
+
+
+def test_a_thin_margin_warns():
+    inputs = np.array([[0.0], [1.0], [1.0 + 1e-7], [2.0]])
+    with pytest.warns(fb.errors.ConditioningWarning, match="ill-conditioned"):
+        found = construct(inputs, [0, 0, 1, 1])
+    assert found.certified
+    assert found.margin < 1e-7
+
+
+def test_data_frames_and_lists():
+    inputs, labels = clusters(np.random.default_rng(15), 3, 3, noise=0.1)
+    expected = construct(inputs, labels).weights[0][0]
+    for same in (pd.DataFrame(inputs, columns=list("abc")), inputs.tolist(), inputs.reshape(-1, 3, 1)):
+        np.testing.assert_array_equal(construct(same, labels.tolist()).weights[0][0], expected)
 
 
 def test_too_large_for_the_memory_budget_leaves_out_the_costly_rungs():
     inputs, labels = slabs(np.random.default_rng(0), 3, 4)
     found = construct(inputs, labels, memory_budget=100)
     assert {attempt.method for attempt in found.attempts if "memory" in attempt.reason} == {"separable", "soft"}
+
+
+def test_an_ill_conditioned_network_is_not_certified():
+    inputs, labels = clusters(np.random.default_rng(16), 3, 4, noise=0.1)
+    wide = construct(inputs, labels, opening=np.pi - 1.1e-5)
+    assert wide.certified == (wide.cost < 1e-7)
+    with pytest.raises(fb.errors.ShapeError, match="less than"):
+        construct(inputs, labels, opening=np.pi - 1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-7, 1e7, 1e9])
+def test_a_feature_in_other_units_changes_nothing(unit):
+    inputs, labels = fb.datasets.iris()
+    units = np.array([1.0, 1.0, 1.0, unit])
+    expected, found = construct(inputs, labels), construct(inputs * units, labels)
+    assert found.affine_cost == pytest.approx(expected.affine_cost, rel=1e-9)
+    assert found.cost == pytest.approx(expected.cost, rel=1e-3)
+    np.testing.assert_allclose(found.predict(inputs * units) == labels, expected.predict(inputs) == labels)
+
+
+def test_samples_that_are_all_one_point_cost_what_the_best_constant_does():
+    for counts in ([42, 49, 59], [3, 1], [7, 7, 9, 2]):
+        labels = np.repeat(np.arange(len(counts)), counts)
+        for inputs in (np.full((len(labels), 1), 3.0), np.tile([[0.1, 1e6, -7.7]], (len(labels), 1))):
+            found = construct(inputs, labels)
+            q = len(counts)
+            assert found.cost == pytest.approx(np.sqrt(q - 1), rel=1e-9)
+            outputs = jax.vmap(found.apply, (None, 0))(found.params, inputs)
+            np.testing.assert_allclose(outputs, found.outputs(inputs), atol=1e-9)
+
+
+def test_fewer_layers_that_cost_more_than_an_affine_map_are_refused():
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(30):
+        inputs, labels = rng.normal(size=(6, 5)), np.array([0, 1, 2, 0, 1, 2])
+        try:
+            found = construct(inputs, labels, depth=2, method="cone")
+        except fb.errors.ConstructionError:
+            refused += 1
+        else:
+            assert found.cost <= found.affine_cost * (1 + 1e-9) + 1e-12
+    assert refused

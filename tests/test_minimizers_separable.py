@@ -152,7 +152,7 @@ def test_the_whole_network_maps_every_sample_to_its_target(seed, q, dimension):
     np.testing.assert_allclose(found.outputs(inside), np.tile(np.eye(q)[0], (50, 1)), atol=1e-8)
 
 
-@pytest.mark.parametrize(("q", "dimension", "seed"), [(3, 2, 57), (4, 3, 50), (5, 4, 49)])
+@pytest.mark.parametrize(("q", "dimension", "seed"), [(3, 2, 57), (4, 3, 17), (5, 4, 49)])
 def test_another_order_where_the_largest_margin_first_comes_to_a_dead_end(q, dimension, seed):
     task = task_of(*peeled(np.random.default_rng(seed), q, dimension))
     coordinates, _ = scaled_coordinates(task)

@@ -36,11 +36,15 @@ def best_affine(
     share = totals / totals.sum()
     centre, middle = share @ means, share @ targets
     away, wanted = means - centre, targets - middle
-    second = scatter + (away * totals[:, None]).T @ away
+    # In features of spread one, which features in other units do not change.
+    spreads = statistics.spreads
+    near = away / spreads
+    second = scatter / np.outer(spreads, spreads) + (near * totals[:, None]).T @ near
     values, vectors = np.linalg.eigh(second)
-    kept = values > 10 * len(values) * np.finfo(float).eps * max(values[-1], np.finfo(float).tiny)
+    # Samples that are all one point leave nothing but rounding.
+    kept = values > max(10 * len(values) * np.finfo(float).eps * values[-1], 1e-24 * totals.sum())
     inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-    matrix = ((wanted * totals[:, None]).T @ away) @ inverse
+    matrix = ((wanted * totals[:, None]).T @ near) @ inverse / spreads
     misfit = away @ matrix.T - wanted
     square = totals @ np.sum(misfit**2, axis=1) + np.trace(matrix @ scatter @ matrix.T)
     return matrix, middle - matrix @ centre, float(np.sqrt(max(square, 0.0)))
@@ -49,8 +53,12 @@ def best_affine(
 def best_linear(statistics: ClassStatistics, targets: Float[np.ndarray, "Q P"]) -> float:
     """Compute the least cost of a linear map x → Ax, which depends on where the origin is."""
     totals, means = statistics.totals, statistics.means
-    second = statistics.scatter + (means * totals[:, None]).T @ means
-    matrix = ((targets * totals[:, None]).T @ means) @ np.linalg.pinv(second, rcond=1e-14, hermitian=True)
+    sizes = np.sqrt(np.maximum(np.diagonal(statistics.scatter), 0) + totals @ means**2)
+    sizes[sizes == 0] = 1.0
+    near = means / sizes
+    second = statistics.scatter / np.outer(sizes, sizes) + (near * totals[:, None]).T @ near
+    inverse = np.linalg.pinv(second, rcond=1e-14, hermitian=True)
+    matrix = ((targets * totals[:, None]).T @ near) @ inverse / sizes
     misfit = means @ matrix.T - targets
     square = totals @ np.sum(misfit**2, axis=1) + np.trace(matrix @ statistics.scatter @ matrix.T)
     return float(np.sqrt(max(square, 0.0)))
@@ -61,18 +69,19 @@ def barycentric(statistics: ClassStatistics, *, linear: bool, shrinkage: float |
 
     Of all T with Tx̄_j (+ t) = e_j, the one of least scatter: with S′ = S + εI, T = (X̄ᵀS′⁻¹X̄)⁻¹X̄ᵀS′⁻¹ if `linear`
     (t = 0); else with the means less their mean, and z = u/Q + T(x − x̄), which shifts of the data leave as it is.
-    ε = tr(S)/N by default, which tells apart directions without noise from those that few samples show without noise.
+    All features are taken at spread one. ε = tr(S)/N by default, which tells apart directions without noise from those
+    that few samples show without noise.
 
     **Raises:** `ClassMeansError` if the means are linearly (`linear`), else affinely dependent. Warns with
     `ConditioningWarning` where they nearly are.
     """
     n_classes, dimension = statistics.means.shape
-    scale = statistics.rms
+    scale = statistics.spreads
     centre = np.zeros(dimension) if linear else statistics.centre
     means = (statistics.means - centre) / scale
     needed = n_classes if linear else n_classes - 1
     sizes = np.linalg.svd(means, compute_uv=False)
-    ratio = float(sizes[needed - 1] / sizes[0]) if needed <= min(means.shape) and sizes[0] > 0 else 0.0
+    ratio = float(sizes[needed - 1] / sizes[0]) if needed <= min(means.shape) and sizes[0] > 1e-12 else 0.0
     if needed and ratio < (DELICATE if linear else DEGENERATE):  # the affine ones are better than delicate linear ones
         kind = "linearly" if linear else "affinely"
         raise ClassMeansError(
@@ -88,7 +97,7 @@ def barycentric(statistics: ClassStatistics, *, linear: bool, shrinkage: float |
             ConditioningWarning,
             stacklevel=4,
         )
-    noise = statistics.scatter / scale**2
+    noise = statistics.scatter / np.outer(scale, scale)
     size = np.trace(noise)
     extra = size / statistics.counts.sum() if shrinkage is None else shrinkage * size
     extra = max(extra, 1e-14 * (size + np.sum(means**2)))

@@ -19,7 +19,7 @@ def opening_of(contraction: float, n: int) -> float:
     return 2 * math.atan2(1.0, contraction * math.sqrt(n - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cone:
     """A base point p, a unit axis h and a contraction λ: the layer σ(W(z − p)) with W = W_λ R in n dimensions.
 

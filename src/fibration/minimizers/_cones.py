@@ -105,6 +105,8 @@ def _one(
     name: Any,
 ) -> Collapse | Failure:
     distance = float(np.linalg.norm(centre - mean))
+    if distance <= 1e-12 * float(np.max(np.abs(mean))) or distance == 0:
+        return Failure(f"the mean of class {name} is at the centre of the class means, so that there is no axis")
     axis, n = (centre - mean) / distance, len(mean)
     reach = Reach(clouds, label, mean, axis)
 

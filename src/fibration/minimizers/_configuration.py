@@ -17,8 +17,8 @@ from ..networks import MLP
 from ._affine import barycentric, best_affine, best_linear, interpolate
 from ._cone import Cone
 from ._cones import cones
-from ._construct import checked_targets
-from ._ladder import Task, clouds_in, cost_of, identity_coordinates, statistics_of
+from ._construct import WIDEST, checked_targets, number_or_auto
+from ._ladder import Task, clouds_in, cost_of, identity_coordinates, scale_of, statistics_of
 from ._minimizer import as_params
 from ._network import Weights, signs, weights_of
 from ._statistics import Classes, as_classes, class_statistics
@@ -28,7 +28,7 @@ Status = Literal["global", "local_minimum", "not_stationary"]
 ZERO = 1e-10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Configuration:
     """One configuration: weights, costs and status. All costs are weighted square roots, as in `construct`.
 
@@ -133,6 +133,8 @@ def configuration(
         raise ShapeError(f"collapsed has {len(flags)} entries", f"one for each of {q} classes", "give True or False")
     goals = checked_targets(targets, q)
     statistics = class_statistics(classes)
+    if q < 2:
+        raise ShapeError("samples of one class", "two classes at least", "use `construct`, which makes a constant")
     if dimension < q:
         raise ClassMeansError(
             f"{q} classes in {dimension} dimensions",
@@ -140,10 +142,9 @@ def configuration(
             "add features; `construct` does without",
         )
     task = Task(classes, statistics, goals, q, None, None, 2**30)
-    coordinates = identity_coordinates(q) if dimension == q else barycentric(statistics, linear=True)
+    coordinates = identity_coordinates(q) if dimension == q else barycentric(statistics, linear=True, shrinkage=0.0)
     clouds = clouds_in(task, coordinates)
-    given = None if isinstance(shift, str) else float(shift)
-    angle = None if isinstance(opening, str) else float(opening)
+    given, angle = number_or_auto(shift, "shift", np.inf), number_or_auto(opening, "opening", WIDEST)
     steps, shifts = _steps(clouds, coordinates(statistics.means), flags, given, angle, classes.names)
     _, left = signs(clouds, steps)
     after = statistics_of(left, statistics.totals)
@@ -151,9 +152,16 @@ def configuration(
     if all(flags):
         matrix, offset = interpolate(after.means, goals)
     built = weights_of(coordinates, steps, matrix, offset)
-    cost = cost_of(weights_of(identity_coordinates(q), steps, matrix, offset), clouds, task)
-    scale = math.sqrt(float(statistics.totals @ np.sum((goals - goals.mean(axis=0)) ** 2, axis=1)))
-    status: Status = "global" if cost < ZERO * scale else "not_stationary" if any(flags) else "local_minimum"
+    cost = cost_of(built, task)
+    # Data far from the origin lose digits.
+    far = float(np.max(np.abs(statistics.means) / statistics.spreads))
+    status: Status = (
+        "global"
+        if cost < (ZERO + 1e-14 * far) * scale_of(task)
+        else "not_stationary"
+        if any(flags)
+        else "local_minimum"
+    )
     apply, params = as_params(built)
     return Configuration(
         collapsed=flags,
@@ -197,11 +205,15 @@ def _steps(
 
 def _bystander(clouds: list[np.ndarray], direction: Float[np.ndarray, " n"]) -> Collapse:
     """Make a cone along f_j from a point so far back that it holds all samples."""
-    axis = direction / np.linalg.norm(direction)
+    length = float(np.linalg.norm(direction))
+    n = len(direction)
+    axis = direction / length if length > 0 else np.full(n, 1 / math.sqrt(n))
     probe = Cone(np.zeros(len(axis)), axis, 1.0)
-    least = min(float(probe.preactivations(cloud).min()) for cloud in clouds)
+    pre = [probe.preactivations(cloud) for cloud in clouds]
+    least = min(float(p.min()) for p in pre)
+    size = max(float(p.max()) for p in pre) - least or 1.0
     # Along the axis all pre-activations grow alike, by 1/√n.
-    back = (1 - least) * math.sqrt(len(axis)) if least < 1 else 0.0
+    back = (size - least) * math.sqrt(n)
     return Collapse(Cone(-back * axis, axis, 1.0), None)
 
 

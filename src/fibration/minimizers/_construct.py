@@ -23,7 +23,8 @@ RUNGS: dict[str, Callable[[Task], Candidate | Failure]] = {
     "soft": soft,
     "affine": affine,
 }
-POOR_CONDITION, THIN_MARGIN = 1e8, 1e-9
+POOR_CONDITION, THIN_MARGIN = 1e8, 1e-6
+WIDEST = np.pi - 1e-5  # of an opening: wider cones have weights too ill-conditioned to compute with
 
 
 def construct(
@@ -94,8 +95,8 @@ def construct(
         statistics,
         goals,
         n_classes if depth is None else int(depth),
-        _number(opening, "opening", np.pi),
-        _number(shift, "shift", np.inf),
+        number_or_auto(opening, "opening", WIDEST),
+        number_or_auto(shift, "shift", np.inf),
         memory_budget,
     )
     affine_cost = best_affine(statistics, goals)[2]
@@ -191,7 +192,10 @@ def checked_targets(targets: Any, n_classes: int) -> Float[np.ndarray, "Q P"]:
     """Check targets of classes, or make the unit vectors."""
     if targets is None:
         return np.eye(n_classes)
-    goals = np.asarray(targets, np.float64)
+    try:
+        goals = np.asarray(targets, np.float64)
+    except (TypeError, ValueError):
+        goals = np.zeros(0)
     if goals.ndim != 2 or len(goals) != n_classes or not np.all(np.isfinite(goals)):
         raise ShapeError(
             f"targets of shape {goals.shape}" + ("" if np.all(np.isfinite(goals)) else " with NaN or infinity"),
@@ -208,11 +212,14 @@ def checked_targets(targets: Any, n_classes: int) -> Float[np.ndarray, "Q P"]:
     return goals
 
 
-def _number(value: str | float, name: str, top: float) -> float | None:
-    if isinstance(value, str):
-        if value != "auto":
-            raise UnknownNameError(f"{name} = {value!r}", '"auto" or a number', 'leave it at "auto"')
+def number_or_auto(value: Any, name: str, top: float) -> float | None:
+    """Check a positive number below `top`, or "auto", which is `None`."""
+    if isinstance(value, str) and value == "auto":
         return None
-    if not 0 < float(value) < top:
-        raise ShapeError(f"{name} = {value}", f"a number between 0 and {top:.4g}", 'leave it at "auto"')
-    return float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UnknownNameError(f"{name} = {value!r}", '"auto" or a number', 'leave it at "auto"') from None
+    if not 0 < number < top:
+        raise ShapeError(f"{name} = {value}", f"more than 0 and less than {top:.9g}", 'leave it at "auto"')
+    return number

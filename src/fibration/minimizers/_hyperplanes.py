@@ -24,7 +24,7 @@ def memory_shortage(task: Task) -> str | None:
 
 
 def scaled_coordinates(task: Task, *, spare: bool = False) -> tuple[Coordinates, int]:
-    """Make the coordinates z = (x − x̄)/rms, and count those that hold samples: behind them may be zeros.
+    """Make the coordinates z = (x − x̄)/(√M spread), and count those that hold samples: behind them may be zeros.
 
     There are Q − 1 coordinates at least, since Q affinely independent points need them; with `spare`, Q at least and
     one of zeros. With more features than samples, an orthonormal basis of their span takes the place of the features.
@@ -33,11 +33,11 @@ def scaled_coordinates(task: Task, *, spare: bool = False) -> tuple[Coordinates,
     samples, dimension = inputs.shape
     basis = np.eye(dimension)
     if dimension > samples:
-        away = np.concatenate([block for block, _ in task.classes.chunks()]) - statistics.centre
+        away = (np.concatenate([block for block, _ in task.classes.chunks()]) - statistics.centre) / statistics.spreads
         _, sizes, rows = np.linalg.svd(away, full_matrices=False)
         basis = rows[: max(1, int(np.sum(sizes > 10 * dimension * np.finfo(float).eps * sizes[0])))]
     matrix = np.zeros((max(len(basis) + spare, task.n_classes - 1 + spare), dimension))
-    matrix[: len(basis)] = basis / statistics.rms
+    matrix[: len(basis)] = basis / (statistics.spreads * dimension**0.5)
     return Coordinates(matrix, -matrix @ statistics.centre), len(basis)
 
 

@@ -12,12 +12,13 @@ from ._affine import FAR_FROM_DEPENDENT, barycentric, best_affine, interpolate
 from ._cones import cones
 from ._network import Weights, forward, identity_step, signs, weights_of
 from ._statistics import Classes, ClassStatistics
-from ._types import Clouds, Collapse, Coordinates, Failure, blocks, collapse
+from ._types import Clouds, Collapse, Coordinates, Failure, collapse
 
 MOST_SUBSETS = 64
+ZERO = 1e-8  # a cost, in units of what the best constant costs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
     """A finished network: its rung, coordinates, truncations, the margins of their signs, weights, cost, and a note."""
 
@@ -32,7 +33,7 @@ class Candidate:
     note: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Task:
     """What every rung is given. `depth`: of hidden layers; `opening`, `shift`: `None` for "auto"."""
 
@@ -95,9 +96,10 @@ def finish(task: Task, method: str, coordinates: Coordinates, steps: list[Collap
     else:
         matrix, offset, _ = best_affine(statistics_of(left, task.statistics.totals), task.targets)
     weights = weights_of(coordinates, steps, matrix, offset)
-    # The samples are in the construction's coordinates already, where the same network begins without them.
     inside = weights_of(identity_coordinates(len(coordinates.offset)), steps, matrix, offset)
-    cost = cost_of(inside, clouds, task)
+    cost = cost_of(weights, task)
+    # The signs prove that the cost is zero but for rounding, which ill-conditioned weights may make large.
+    certified = certified and cost <= ZERO * scale_of(task)
     return Candidate(method, coordinates, steps, np.array(margins), weights, inside, cost, certified)
 
 
@@ -106,13 +108,19 @@ def identity_coordinates(n: int) -> Coordinates:
     return Coordinates(np.eye(n), np.zeros(n))
 
 
-def cost_of(weights: Weights, clouds: Clouds, task: Task) -> float:
-    """Compute √(Σ_j D_j/N_j Σ_i |f(x_i) − y_j|²)."""
-    squares = [
-        total / len(cloud) * sum(float(np.sum((forward(weights, rows) - target) ** 2)) for rows in blocks(cloud))
-        for cloud, target, total in zip(clouds, task.targets, task.statistics.totals, strict=True)
-    ]
-    return math.sqrt(sum(squares))
+def cost_of(weights: Weights, task: Task) -> float:
+    """Compute √(Σ_j D_j/N_j Σ_i |f(x_i) − y_j|²); one pass."""
+    square = 0.0
+    for block, numbers in task.classes.chunks():
+        errors = forward(weights, block) - task.targets[numbers]
+        square += float(task.classes.weights[numbers] @ np.einsum("ij,ij->i", errors, errors))
+    return math.sqrt(square)
+
+
+def scale_of(task: Task) -> float:
+    """Compute about what the best constant costs: the spread of the targets."""
+    away = task.targets - task.targets.mean(axis=0)
+    return math.sqrt(float(task.statistics.totals @ np.sum(away**2, axis=1))) or 1.0
 
 
 def constant(task: Task) -> Candidate:
@@ -124,7 +132,7 @@ def constant(task: Task) -> Candidate:
 def affine(task: Task) -> Candidate:
     """The last rung: the best affine map, behind layers whose units are active on all samples."""
     matrix, offset, _ = best_affine(task.statistics, task.targets)
-    coordinates = Coordinates(matrix, offset)
+    coordinates = Coordinates(matrix, offset - task.targets.mean(axis=0))
     return finish(task, "affine", coordinates, [], clouds_in(task, coordinates))
 
 
@@ -170,7 +178,9 @@ def cone(task: Task) -> Candidate | Failure:
         candidate = finish(task, "cone", coordinates, found, clouds)
         if candidate.certified:
             return replace(candidate, note=note)
-        failure = failure or Failure("the signs of the pre-activations do not certify it")
+        failure = failure or Failure(
+            "the signs of the pre-activations do not certify it, or rounding spoils it", {"cost": candidate.cost}
+        )
     return failure if failure is not None else Failure("the class means are dependent")
 
 
@@ -196,7 +206,18 @@ def _part(task: Task, coordinates: Coordinates, clouds: Clouds) -> Candidate | F
         for _ in range(size):
             best = (*best, min(set(able) - set(best), key=lambda label: left((*best, label))))
     found = cones_of(clouds, means, list(best), task)
-    return found if isinstance(found, Failure) else finish(task, "cone", coordinates, found, clouds)
+    if isinstance(found, Failure):
+        return found
+    candidate, affine_cost = (
+        finish(task, "cone", coordinates, found, clouds),
+        best_affine(task.statistics, task.targets)[2],
+    )
+    if candidate.cost > affine_cost * (1 + 1e-9):
+        return Failure(
+            f"with {depth} layers it costs {candidate.cost:.3g}, more than the best affine map ({affine_cost:.3g})",
+            {"cost": candidate.cost, "affine_cost": affine_cost},
+        )
+    return candidate
 
 
 def cones_of(

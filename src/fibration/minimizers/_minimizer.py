@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ..errors import ShapeError
+from ..errors import NonFiniteDataError, ShapeError
 from ..networks import MLP
 from ._network import Weights, forward
 from ._types import Collapse, Coordinates
@@ -15,7 +15,7 @@ from ._types import Collapse, Coordinates
 TIE = 1e-9  # relative to the distance between targets: closer than this is a tie
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One hidden layer σ(Wx + b) of a constructed network, and the truncation that it is.
 
@@ -83,7 +83,7 @@ class Conditions:
         return self.radius < self.least_separation / 4 and self.opening < np.pi
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Minimizer:
     """A ReLU network written down without training.
 
@@ -92,8 +92,9 @@ class Minimizer:
     - `cost`: what it costs on the samples, √(Σ_j D_j/N_j Σ_i |f(x_i) − y_j|²), in double precision; `affine_cost`: what
       the best affine map costs, which is never less.
     - `certified`: whether the signs of all pre-activations prove that the layers collapse one class each and touch no
-      other, so that the cost is zero; `margin`: the smallest distance of a pre-activation from the wrong sign, in units
-      of the construction's coordinates, negative if there is none.
+      other, so that the cost is zero, and rounding leaves it below 10⁻⁸ of the targets' spread; `margin`: the smallest
+      distance of a pre-activation from the wrong sign, in units of the construction's coordinates, negative if there is
+      none.
     - `method`: the rung of the ladder that was used: "cone", "separable", "soft", "affine" or "constant"; `attempts`:
       all rungs tried, with the reasons of those that failed.
     - `conditions`: what the theory asks of the data. `layers`: see `Layer`. `classes` (Q,): their names; `targets`
@@ -121,11 +122,11 @@ class Minimizer:
 
     def outputs(self, inputs: Any) -> Float[np.ndarray, "N P"]:
         """Compute f(x) for each row of inputs (N, M), in double precision."""
-        return forward(self.weights, self._rows(inputs))
+        return forward(self.weights, as_rows(inputs, self.apply.sizes[0]))
 
     def truncated(self, inputs: Any, layers: int | None = None) -> Float[np.ndarray, "N n"]:
         """Compute the inputs as the first layers leave them, τ_ℓ ∘ … ∘ τ_1, in the construction's coordinates."""
-        z = self.coordinates(self._rows(inputs))
+        z = self.coordinates(as_rows(inputs, self.apply.sizes[0]))
         for step in self.steps[: len(self.steps) if layers is None else layers]:
             z = step.cone.truncate(z)
         return z
@@ -145,19 +146,28 @@ class Minimizer:
         """
         return np.linalg.norm(self.outputs(inputs) - self.outputs(others), axis=1)
 
-    def _rows(self, inputs: Any) -> Float[np.ndarray, "N M"]:
-        rows, size = np.asarray(inputs, np.float64), self.apply.sizes[0]
-        rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
-        if rows.ndim != 2 or rows.shape[1] != size:
-            raise ShapeError(
-                f"inputs of shape {rows.shape}", f"(N, {size}), a row for each sample", "reshape one sample to (1, M)"
-            )
-        return rows
-
     def __str__(self) -> str:
         lines = [f"{self.method}: cost {self.cost:.3g}, best affine map {self.affine_cost:.3g}"]
         lines[0] += f", certified with margin {self.margin:.2g}" if self.certified else ", not certified"
         return "\n".join([*lines, *(f"  {attempt}" for attempt in self.attempts)])
+
+
+def as_rows(inputs: Any, size: int) -> Float[np.ndarray, "N M"]:
+    """Check new inputs (N, …) of so many entries each, and flatten them."""
+    try:
+        rows: np.ndarray = np.asarray(inputs, np.float64)
+    except (TypeError, ValueError):
+        rows = np.asarray([], np.float64)
+    rows = rows.reshape(len(rows), -1) if rows.ndim > 2 else rows
+    if rows.ndim != 2 or rows.shape[1] != size:
+        raise ShapeError(
+            f"inputs of shape {rows.shape}",
+            f"numbers (N, {size}), a row for each sample",
+            "reshape one sample to (1, M)",
+        )
+    if not np.all(np.isfinite(rows)):
+        raise NonFiniteDataError("inputs with NaN or infinity", "finite inputs", "drop or repair those rows")
+    return rows
 
 
 def nearest(outputs: Float[np.ndarray, "N P"], targets: Float[np.ndarray, "Q P"]) -> Any:

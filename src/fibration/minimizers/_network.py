@@ -16,7 +16,8 @@ def identity_step(clouds: Clouds) -> Collapse:
     points = np.concatenate(clouds)
     low = points.min(axis=0)
     n = points.shape[1]
-    pad = max(1.0, float(np.max(points - low)))
+    spread = float(np.max(points - low))
+    pad = 10 * spread if spread > 0 else 1.0  # inputs as far out as that are left alone, too
     return Collapse(Cone(low - pad, np.full(n, 1 / np.sqrt(n)), 1.0), None)
 
 
@@ -53,7 +54,7 @@ def forward(weights: Weights, inputs: Float[np.ndarray, "N M"]) -> Float[np.ndar
     return inputs @ weight.T + bias
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Signs:
     """The smallest distance of a pre-activation from the sign that a certificate asks for, layer by layer.
 

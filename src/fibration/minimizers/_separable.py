@@ -29,10 +29,10 @@ APART, LIFTED_APART = 0.05, 0.3
 def separable(task: Task) -> Candidate | Failure:
     """The second rung: layers that each collapse a class lying on its own side of a hyperplane.
 
-    In the coordinates z = (x − x̄)/rms, layer j takes its class to a point of a hyperplane that has that class below it,
-    and all later classes and the points of the earlier ones above it. The class of the largest margin comes first; at a
-    dead end other orders follow, up to 20 Q linear programs. The cone of a layer is half as contracted as its explicit
-    bound allows.
+    In the coordinates z = (x − x̄)/(√M spread), layer j takes its class to a point of a hyperplane that has that class
+    below it, and all later classes and the points of the earlier ones above it. The class of the largest margin comes
+    first; at a dead end other orders follow, up to 20 Q linear programs. The cone of a layer is half as contracted as
+    its explicit bound allows.
 
     Whether an order exists depends on the points. Where none is found, the layers get one unit more, on which all
     samples are 0 and the points 1: a hyperplane that tilts towards it has the points above it, wherever they are. Then

@@ -11,19 +11,19 @@ from ..errors import ClassMeansError, UnknownNameError
 from ..networks import MLP
 from ._affine import DEGENERATE, best_affine, best_linear
 from ._construct import checked_targets
-from ._minimizer import as_params, nearest
+from ._minimizer import as_params, as_rows, nearest
 from ._network import Weights, forward
 from ._statistics import as_classes, class_statistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShallowMinimizer:
     """A network with one hidden layer of width M, written down.
 
     - `cost`: what it costs on the samples; `bound`: √(Σ D_j) ‖Y‖ δ_P, which no "projection" exceeds: O(δ_P).
     - `linear_cost`, `affine_cost`: the least cost of Ax and of Ax + c. With M = Q the second is that of a local minimum
       among all networks of this shape; not of the global one, since singular first weights may do better (derived).
-    - `noise_to_signal`: δ_P = max |X̄⁺(x − x̄_j)|.
+    - `noise_to_signal`: δ_P = max |X̄⁺(x − x̄_j)|; NaN, as `bound`, for linearly dependent class means.
     - `apply`, `params`, `weights`, `classes`, `targets`: as in `Minimizer`.
     """
 
@@ -40,7 +40,7 @@ class ShallowMinimizer:
 
     def outputs(self, inputs: Any) -> Float[np.ndarray, "N P"]:
         """Compute f(x) for each row of inputs (N, M), in double precision."""
-        return forward(self.weights, np.asarray(inputs, np.float64))
+        return forward(self.weights, as_rows(inputs, self.apply.sizes[0]))
 
     def predict(self, inputs: Any) -> Shaped[np.ndarray, " N"]:
         """Name the class whose target is nearest to f(x); ties go to the class that comes first."""
@@ -91,7 +91,9 @@ def shallow(
     largest = noise = 0.0
     for block, numbers in classes.chunks():
         largest = max(largest, float(np.max(np.linalg.norm(block, axis=1))))
-        noise = max(noise, float(np.max(np.linalg.norm((block - means[numbers]) @ inverse.T, axis=1))))
+        if independent:
+            noise = max(noise, float(np.max(np.linalg.norm((block - means[numbers]) @ inverse.T, axis=1))))
+    noise = noise if independent else math.nan
     matrix, offset, affine_cost = best_affine(statistics, goals)
     if kind == "best":
         first, bias = np.eye(dimension), np.full(dimension, 1.1 * largest + 1.0)

@@ -12,7 +12,7 @@ from ..errors import EmptyDataError, NonFiniteDataError, ShapeError, UnknownName
 CHUNK_BYTES = 2**20  # what a processor keeps close by; larger chunks take twice as long
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Classes:
     """Labelled samples, read in chunks of rows.
 
@@ -44,21 +44,41 @@ class Classes:
 
 def as_classes(inputs: Any, labels: Any, weights: Any) -> Classes:
     """Check inputs (N, …), labels (N,) and weights, and group the samples."""
-    array = inputs if hasattr(inputs, "shape") and hasattr(inputs, "__getitem__") else np.asarray(inputs)
+    try:
+        sliceable = (
+            hasattr(inputs, "shape") and hasattr(inputs, "__getitem__") and np.dtype(inputs.dtype).kind in "fiub"
+        )
+    except (AttributeError, TypeError):
+        sliceable = False
+    try:
+        array = inputs if sliceable else np.asarray(inputs)
+    except ValueError as error:
+        raise ShapeError(
+            f"inputs that are no array ({error})", "real inputs (N, M)", "give all rows one length"
+        ) from None
     if len(array.shape) == 0 or 0 in array.shape:
         raise EmptyDataError(f"inputs of shape {tuple(array.shape)}", "at least one sample", "pass (N, M)")
     if len(array.shape) == 1 or np.dtype(array.dtype).kind not in "fiub":
         raise ShapeError(
             f"inputs of shape {tuple(array.shape)} and type {array.dtype}",
             "real inputs (N, M), a row for each sample",
-            "reshape a single sample to (1, M), or a single feature to (N, 1)",
+            "reshape a single sample to (1, M), or a single feature to (N, 1); make columns of text numbers",
         )
     if len(array.shape) > 2:
         array = np.asarray(array).reshape(len(array), -1)
-    names, numbers, counts = np.unique(np.asarray(labels).ravel(), return_inverse=True, return_counts=True)
+    try:
+        names, numbers, counts = np.unique(np.asarray(labels).ravel(), return_inverse=True, return_counts=True)
+    except TypeError:
+        raise ShapeError(
+            "labels of several types, or with missing ones",
+            "labels of one type",
+            "make them all numbers, or all strings",
+        ) from None
     if len(numbers) != len(array):
         raise ShapeError(
-            f"{len(array)} samples and {len(numbers)} labels", "one label for each sample", "drop the surplus"
+            f"{len(array)} samples and {len(numbers)} labels",
+            "one label for each sample",
+            "drop the surplus; of one-hot rows take the argmax",
         )
     if names.dtype.kind == "f" and not np.all(np.isfinite(names)):
         raise NonFiniteDataError("labels hold NaN or infinity", "finite labels", "drop or repair those samples")
@@ -74,23 +94,25 @@ def _sample_weights(weights: Any, counts: Int[np.ndarray, " Q"]) -> Float[np.nda
         raise UnknownNameError(
             f"weights = {weights!r}", '"class", "sample", or a weight for each class', 'leave it at "class"'
         )
-    given = np.asarray(weights, np.float64)
+    try:
+        given = np.asarray(weights, np.float64)
+    except (TypeError, ValueError):
+        given = np.full(1, np.nan)
     if given.shape != counts.shape or not np.all(np.isfinite(given)) or not np.all(given > 0):
         raise ShapeError(
-            f"weights of shape {given.shape}",
+            f"weights = {weights!r}"[:200],
             f"{len(counts)} positive numbers, the total weight of each class in the order of the sorted labels",
             'pass one for each class, or "class" or "sample"',
         )
     return given / counts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClassStatistics:
     """Weighted moments of labelled samples.
 
     `counts` (Q,); `totals` (Q,): D_j, the total weight of a class; `means` (Q, M): of the classes; `scatter` (M, M):
-    S = Σ α (x − x̄)(x − x̄)ᵀ about them; `rms`: the root mean square distance of a sample from `centre` (M,), the mean
-    of the class means.
+    S = Σ α (x − x̄)(x − x̄)ᵀ about them; `centre` (M,): the mean of the class means.
     """
 
     counts: Int[np.ndarray, " Q"]
@@ -104,11 +126,11 @@ class ClassStatistics:
         return self.means.mean(axis=0)
 
     @property
-    def rms(self) -> float:
-        """The root mean square distance from the centre, in the weights given; 1 where all samples are one point."""
-        between = self.totals @ np.sum((self.means - self.centre) ** 2, axis=1)
-        size = float(np.sqrt((np.trace(self.scatter) + between) / self.totals.sum()))
-        return size if size > 0 else 1.0
+    def spreads(self) -> Float[np.ndarray, " M"]:
+        """The root mean square deviation of each feature from the centre, in the weights given; 1 if it is constant."""
+        between = self.totals @ (self.means - self.centre) ** 2
+        sizes = np.sqrt(np.maximum(np.diagonal(self.scatter), 0) + between) / np.sqrt(self.totals.sum())
+        return np.where(sizes > 1e-13 * np.max(np.abs(self.means), axis=0), sizes, 1.0)
 
 
 def class_statistics(classes: Classes) -> ClassStatistics:

@@ -11,7 +11,7 @@ from ._cone import Cone
 Clouds = list[Float[np.ndarray, "_ n"]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Coordinates:
     """The affine map z = Tx + t from inputs (M,) to the coordinates (n,) in which a construction works."""
 
@@ -23,7 +23,7 @@ class Coordinates:
         return inputs @ self.matrix.T + self.offset
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Collapse:
     """One layer of a construction.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from ..errors import ConstructionError, ParameterError, ShapeError
 from ._affine import FAR_FROM_DEPENDENT
-from ._minimizer import Minimizer
+from ._minimizer import Minimizer, as_rows
 from ._statistics import as_classes, class_statistics
 from ._types import Coordinates
 
@@ -39,7 +39,9 @@ def truncation(W: Any, b: Any, x: Any) -> Float[np.ndarray, "*N n"]:
     ```
     """
     weight, bias, points = (np.asarray(array, np.float64) for array in (W, b, x))
-    if weight.ndim != 2 or bias.shape != weight.shape[:1] or points.shape[-1:] != weight.shape[1:]:
+    if not (np.all(np.isfinite(weight)) and np.all(np.isfinite(bias))):
+        raise ShapeError("W or b with NaN or infinity", "finite weights", "look for where training diverged")
+    if weight.ndim != 2 or 0 in weight.shape or bias.shape != weight.shape[:1] or points.shape[-1:] != weight.shape[1:]:
         raise ShapeError(
             f"W {weight.shape}, b {bias.shape} and x {points.shape}", "shapes (m, n), (m,) and (…, n)", "transpose W?"
         )
@@ -60,13 +62,13 @@ def _right_inverse(weight: Float[np.ndarray, "m n"], name: str) -> Float[np.ndar
     return np.linalg.pinv(weight)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NoiseToSignal:
     """How large clusters are against the simplex of their means; smaller is tighter.
 
     `supremum`: δ_P = max |X̄⁻¹(x − x̄_j)|; `norm`: ‖Δ₁‖ = √tr Δ₂; `matrix` (Q, Q): Δ₂ = X̄⁻¹SX̄⁻ᵀ, S the weighted
     scatter; `linear`: whether X̄ is inverted, or, where the means are nearly linearly dependent (as those of centred
-    data are), X̄ and a row of ones.
+    data are), X̄ and a row of ones. NaN where the means are dependent even so, as those of one point are.
     """
 
     supremum: float
@@ -96,10 +98,15 @@ def noise_to_signal(inputs: Any, labels: Any, weights: Any = "class", linear: bo
     classes = as_classes(inputs, labels, weights)
     statistics = class_statistics(classes)
     means = statistics.means
-    sizes = np.linalg.svd(means / statistics.rms, compute_uv=False)
+    sizes = np.linalg.svd(means, compute_uv=False)
     if linear is None:
         linear = len(means) <= means.shape[1] and bool(sizes[-1] > FAR_FROM_DEPENDENT * sizes[0])
     inverted = bool(linear)
+    apart = np.linalg.svd((means if inverted else means - statistics.centre) / statistics.spreads, compute_uv=False)
+    needed = len(means) if inverted else len(means) - 1
+    if needed > len(apart) or (needed and apart[needed - 1] <= SINGULAR * max(apart[0], 1e-2)):
+        nothing = np.full((len(means), len(means)), np.nan)
+        return NoiseToSignal(np.nan, np.nan, nothing, inverted)
     rcond = 10 * max(means.shape) * np.finfo(float).eps
     inverse = np.linalg.pinv((means if inverted else means - statistics.centre).T, rcond=rcond)
     largest = 0.0
@@ -110,7 +117,7 @@ def noise_to_signal(inputs: Any, labels: Any, weights: Any = "class", linear: bo
     return NoiseToSignal(float(np.sqrt(largest)), float(np.sqrt(max(np.trace(matrix), 0.0))), matrix, inverted)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TruncationView:
     """A ReLU network as truncations τ_1, …, τ_L of its inputs and an affine map: f(x) = W^(L+1) τ_L(…τ_1(x)) + b^(L+1).
 
@@ -129,7 +136,8 @@ class TruncationView:
 
     def truncated(self, inputs: Any, layers: int | None = None) -> Float[np.ndarray, "N n"]:
         """Compute the inputs (N, n) as the first layers leave them; all hidden layers by default."""
-        points = np.asarray(inputs, np.float64)
+        size = self.cumulative[0][0].shape[1] if self.coordinates is None else self.coordinates.matrix.shape[1]
+        points = as_rows(inputs, size)
         points = points if self.coordinates is None else self.coordinates(points)
         hidden = self.cumulative[:-1]
         for weight, bias in hidden if layers is None else hidden[:layers]:
@@ -210,6 +218,8 @@ def _weights_of(network: Any) -> list[tuple[np.ndarray, np.ndarray]]:
         if weight is None or np.ndim(weight) != 2:
             break
         matrix = np.asarray(weight, np.float64)
+        if not np.all(np.isfinite(matrix)):
+            raise ParameterError("weights with NaN or infinity", "finite weights", "look for where training diverged")
         weights.append((matrix, np.zeros(len(matrix)) if bias is None else np.asarray(bias, np.float64)))
     else:
         if weights:
