@@ -20,8 +20,8 @@ from fibration.minimizers import construct
 from fibration.minimizers._estimator import TruncationClassifier
 
 
-# Some of scikit-learn's data are random labels on few points, whose class means nearly coincide. It skips its own check of
-# other array libraries unless SCIPY_ARRAY_API is set; the classifier computes in NumPy.
+# Some of scikit-learn's data are random labels on few points, whose class means nearly coincide. It skips its own check
+# of other array libraries unless SCIPY_ARRAY_API is set; the classifier computes in NumPy.
 @pytest.mark.filterwarnings("ignore::fibration.errors.ConditioningWarning")
 @parametrize_with_checks([TruncationClassifier(), TruncationClassifier(method="affine", weights="sample")])
 def test_the_contract_of_scikit_learn(estimator, check):
