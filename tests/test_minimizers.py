@@ -58,11 +58,9 @@ def test_a_cone_keeps_what_is_within_its_opening_and_collapses_the_opposite(seed
     np.testing.assert_array_equal(cone.truncate(cone.base_point - inside), np.tile(cone.base_point, (50, 1)))
     # No wider cone is kept in every direction.
     wide = 0.501 * cone.opening
-    edge = np.concatenate([across, -across]) if n == 2 else across
     if cone.contraction < 1:
         rim = np.cos(wide) * axis - np.sin(wide) * _towards_a_face(cone)
         assert np.any(cone.preactivations((cone.base_point + rim)[None]) < 0)
-    assert edge.shape[1] == n
 
 
 def _towards_a_face(cone):
@@ -104,13 +102,15 @@ def test_centred_data_and_as_few_dimensions_as_can_be(seed, q):
 
 def test_the_conditions_of_the_theorem_are_sufficient():
     # δ_P below ¼√((Q−1)/Q): the construction must exist, with the paper's a-priori shift and opening too.
+    satisfied = 0
     for seed in range(30):
         rng = np.random.default_rng(seed)
         q = 2 + seed % 5
         inputs, labels = clusters(rng, q, q, noise=0.2)
         found = construct(inputs, labels)
-        if found.conditions.satisfied:
-            assert found.certified
+        assert found.certified or not found.conditions.satisfied
+        satisfied += found.conditions.satisfied
+    assert satisfied > 5
 
 
 def test_more_layers_than_classes_change_nothing():
@@ -339,10 +339,14 @@ def test_too_large_for_the_memory_budget_leaves_out_the_costly_rungs():
     assert {attempt.method for attempt in found.attempts if "memory" in attempt.reason} == {"separable", "soft"}
 
 
-def test_an_ill_conditioned_network_is_not_certified():
+def test_an_ill_conditioned_network_is_not_certified(monkeypatch):
+    # All signs are right, and rounding still ruins the outputs: by several tens of percent at this opening.
     inputs, labels = clusters(np.random.default_rng(16), 3, 4, noise=0.1)
-    wide = construct(inputs, labels, opening=np.pi - 1.1e-5)
-    assert wide.certified == (wide.cost < 1e-7)
+    with monkeypatch.context() as patch:
+        patch.setattr("fibration.minimizers._construct.WIDEST", np.pi)
+        with pytest.raises(fb.errors.ConstructionError, match="rounding"):
+            construct(inputs, labels, opening=np.pi - 1e-9, method="cone")
+        assert construct(inputs, labels, opening=np.pi - 1e-9).method != "cone"
     with pytest.raises(fb.errors.ShapeError, match="less than"):
         construct(inputs, labels, opening=np.pi - 1e-6)
 

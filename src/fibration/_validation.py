@@ -1,7 +1,8 @@
 """Checks of what a user hands to a problem; each raises a named error, and none computes anything large."""
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def check_finite(array: Array | np.ndarray, name: str) -> None:
             "finite numbers",
             f"drop or fill these samples: `np.isfinite({name})` finds them",
         )
+
+
+def check_chain(matrices: Sequence[Array | np.ndarray]) -> None:
+    """Raise `ShapeError` unless each matrix can be multiplied from the left by the next one."""
+    for before, after in itertools.pairwise(matrices):
+        if after.shape[1] != before.shape[0]:
+            raise ShapeError(
+                f"a matrix of shape {after.shape} after one of shape {before.shape}",
+                f"{before.shape[0]} columns",
+                "list the matrices in the order in which they act, W_1 first",
+            )
 
 
 def as_weights(weights: Any, n_samples: int) -> Array:

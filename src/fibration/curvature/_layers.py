@@ -1,13 +1,12 @@
 """Networks of dense layers as lists of matrices: reading them from a problem, and checking that it is theirs."""
 
-import itertools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .._validation import check_chain
 from ..errors import ParameterError, ShapeError
 from ..losses import CrossEntropy, SquaredError
 from ..networks import MLP, DeepLinear
@@ -111,13 +110,7 @@ def as_matrices(Ws: PyTree) -> list[Array]:
             "pass the list that `networks.deep_linear` returns",
         )
     matrices = [jnp.asarray(matrix) for matrix in Ws]
-    for before, after in itertools.pairwise(matrices):
-        if after.shape[1] != before.shape[0]:
-            raise ShapeError(
-                f"a matrix of shape {after.shape} after one of shape {before.shape}",
-                f"{before.shape[0]} columns",
-                "list the matrices in the order in which they act, W_1 first",
-            )
+    check_chain(matrices)
     return matrices
 
 

@@ -37,7 +37,18 @@ def _evaluate(
     return found, total
 
 
-class Sharpness(eqx.Module):
+class _WarmStarted(eqx.Module):
+    """What observers of the spectrum share: their accuracy, and the direction that the next evaluation starts from."""
+
+    tolerance: float = eqx.field(static=True, default=1e-3)
+    max_products: int = eqx.field(static=True, default=400)
+
+    def init(self, problem: AbstractProblem, params: PyTree) -> PyTree:  # noqa: ARG002
+        """Make the state before the first saved time."""
+        return _no_direction(params)
+
+
+class Sharpness(_WarmStarted):
     """An observer of the largest Hessian eigenvalue, for `observe=` of `integrate` and `descend`.
 
     Each evaluation starts from the eigenvector of the last saved time and ends at the residual `tolerance`·max|λ|, or
@@ -56,13 +67,6 @@ class Sharpness(eqx.Module):
     ```
     """
 
-    tolerance: float = eqx.field(static=True, default=1e-3)
-    max_products: int = eqx.field(static=True, default=400)
-
-    def init(self, problem: AbstractProblem, params: PyTree) -> PyTree:  # noqa: ARG002
-        """Make the state before the first saved time."""
-        return _no_direction(params)
-
     def update(
         self,
         problem: AbstractProblem,
@@ -75,7 +79,7 @@ class Sharpness(eqx.Module):
         return found.largest[0], state
 
 
-class Spectrum(eqx.Module):
+class Spectrum(_WarmStarted):
     """An observer of both ends of the Hessian's spectrum: (2, 2) at each saved time, smallest first, then largest.
 
     Each row holds a Ritz value and its residual |∇²C v − λ v|, NaN where the curvature is; see `extreme_eigenvalues`
@@ -94,13 +98,6 @@ class Spectrum(eqx.Module):
 
     ```
     """
-
-    tolerance: float = eqx.field(static=True, default=1e-3)
-    max_products: int = eqx.field(static=True, default=400)
-
-    def init(self, problem: AbstractProblem, params: PyTree) -> PyTree:  # noqa: ARG002
-        """Make the state before the first saved time."""
-        return _no_direction(params)
 
     def update(
         self,

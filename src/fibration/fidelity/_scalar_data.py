@@ -90,13 +90,7 @@ def read_matrices(Ws: Sequence[Any]) -> list[np.ndarray]:
             "build them with `networks.deep_linear((d, …, 1), balanced=True, …)`",
         )
     matrices = [np.asarray(W, float) for W in Ws]
-    for before, after in itertools.pairwise(matrices):
-        if after.shape[1] != before.shape[0]:
-            raise ShapeError(
-                f"a matrix of shape {after.shape} after one of shape {before.shape}",
-                f"{before.shape[0]} columns",
-                "list the matrices in the order in which they act, W_1 first",
-            )
+    _validation.check_chain(matrices)
     for number, matrix in enumerate(matrices, 1):
         _validation.check_finite(matrix, f"W_{number}")
     return matrices

@@ -9,7 +9,8 @@ from ..errors import ClassMeansError, ConditioningWarning
 from ._statistics import ClassStatistics
 from ._types import Coordinates
 
-DEGENERATE, DELICATE, FAR_FROM_DEPENDENT = 1e-10, 1e-6, 0.1  # ratios of singular values
+DEGENERATE, DELICATE = 1e-10, 1e-6  # ratios of singular values
+NOISIER = 2.0  # the noise in linear coordinates, against that in affine ones, up to which they serve
 
 
 def interpolate(
@@ -30,38 +31,55 @@ def best_affine(
 ) -> tuple[Float[np.ndarray, "P M"], Float[np.ndarray, " P"], float]:
     """Find the affine map x → Ax + c of least squares, and its cost, from means and scatter alone.
 
-    min over (A, c) of Σ_j D_j|Ax̄_j + c − y_j|² + tr(ASAᵀ); the cost is the square root of the minimum.
+    min over (A, c) of Σ_j D_j|Ax̄_j + c − y_j|² + tr(ASAᵀ); the cost is the square root of the minimum,
+    which means and scatter tell down to 10⁻⁸ of the targets' spread.
     """
-    totals, means, scatter = statistics.totals, statistics.means, statistics.scatter
-    share = totals / totals.sum()
-    centre, middle = share @ means, share @ targets
-    away, wanted = means - centre, targets - middle
+    share = statistics.totals / statistics.totals.sum()
+    centre, middle = share @ statistics.means, share @ targets
     # In features of spread one, which features in other units do not change.
-    spreads = statistics.spreads
-    near = away / spreads
-    second = scatter / np.outer(spreads, spreads) + (near * totals[:, None]).T @ near
-    values, vectors = np.linalg.eigh(second)
-    # Samples that are all one point leave nothing but rounding.
-    kept = values > max(10 * len(values) * np.finfo(float).eps * values[-1], 1e-24 * totals.sum())
-    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
-    matrix = ((wanted * totals[:, None]).T @ near) @ inverse / spreads
-    misfit = away @ matrix.T - wanted
-    square = totals @ np.sum(misfit**2, axis=1) + np.trace(matrix @ scatter @ matrix.T)
-    return matrix, middle - matrix @ centre, float(np.sqrt(max(square, 0.0)))
+    matrix, cost = _least_squares(statistics, statistics.means - centre, targets - middle, statistics.spreads)
+    return matrix, middle - matrix @ centre, cost
 
 
 def best_linear(statistics: ClassStatistics, targets: Float[np.ndarray, "Q P"]) -> float:
     """Compute the least cost of a linear map x → Ax, which depends on where the origin is."""
-    totals, means = statistics.totals, statistics.means
-    sizes = np.sqrt(np.maximum(np.diagonal(statistics.scatter), 0) + totals @ means**2)
-    sizes[sizes == 0] = 1.0
+    sizes = np.sqrt(np.maximum(np.diagonal(statistics.scatter), 0) + statistics.totals @ statistics.means**2)
+    return _least_squares(statistics, statistics.means, targets, np.where(sizes > 0, sizes, 1.0))[1]
+
+
+def _least_squares(
+    statistics: ClassStatistics,
+    means: Float[np.ndarray, "Q M"],
+    targets: Float[np.ndarray, "Q P"],
+    sizes: Float[np.ndarray, " M"],
+) -> tuple[Float[np.ndarray, "P M"], float]:
+    """Minimise Σ_j D_j|Ax̄_j − y_j|² + tr(ASAᵀ) over A, for features of these sizes; return A and the root."""
+    totals, scatter = statistics.totals, statistics.scatter
     near = means / sizes
-    second = statistics.scatter / np.outer(sizes, sizes) + (near * totals[:, None]).T @ near
-    inverse = np.linalg.pinv(second, rcond=1e-14, hermitian=True)
+    second = scatter / np.outer(sizes, sizes) + (near * totals[:, None]).T @ near
+    values, vectors = np.linalg.eigh(second)
+    # Samples that are all one point leave nothing but rounding.
+    kept = values > max(10 * len(values) * np.finfo(float).eps * values[-1], 1e-24 * totals.sum())
+    inverse = (vectors[:, kept] / values[kept]) @ vectors[:, kept].T
     matrix = ((targets * totals[:, None]).T @ near) @ inverse / sizes
     misfit = means @ matrix.T - targets
-    square = totals @ np.sum(misfit**2, axis=1) + np.trace(matrix @ statistics.scatter @ matrix.T)
-    return float(np.sqrt(max(square, 0.0)))
+    square = totals @ np.sum(misfit**2, axis=1) + np.trace(matrix @ scatter @ matrix.T)
+    return matrix, float(np.sqrt(max(square, 0.0)))
+
+
+def independence(statistics: ClassStatistics, *, linear: bool) -> float:
+    """Measure how far the class means are from linearly (`linear`), else affinely dependent; 0 where they are.
+
+    The ratio of the smallest to the largest of the singular values that have to be positive, with all features at
+    spread one.
+    """
+    means = statistics.means if linear else statistics.means - statistics.centre
+    needed = len(means) if linear else len(means) - 1
+    sizes = np.linalg.svd(means / statistics.spreads, compute_uv=False)
+    if needed == 0:
+        return 1.0
+    # Means that differ by rounding alone are one point.
+    return float(sizes[needed - 1] / sizes[0]) if needed <= min(means.shape) and sizes[0] > 1e-12 else 0.0
 
 
 def barycentric(statistics: ClassStatistics, *, linear: bool, shrinkage: float | None = None) -> Coordinates:
@@ -80,9 +98,8 @@ def barycentric(statistics: ClassStatistics, *, linear: bool, shrinkage: float |
     centre = np.zeros(dimension) if linear else statistics.centre
     means = (statistics.means - centre) / scale
     needed = n_classes if linear else n_classes - 1
-    sizes = np.linalg.svd(means, compute_uv=False)
-    ratio = float(sizes[needed - 1] / sizes[0]) if needed <= min(means.shape) and sizes[0] > 1e-12 else 0.0
-    if needed and ratio < (DELICATE if linear else DEGENERATE):  # the affine ones are better than delicate linear ones
+    ratio = independence(statistics, linear=linear)
+    if ratio < (DELICATE if linear else DEGENERATE):  # the affine ones are better than delicate linear ones
         kind = "linearly" if linear else "affinely"
         raise ClassMeansError(
             f"{n_classes} class means in {dimension} dimensions are {kind} dependent (singular values in the ratio "
@@ -91,7 +108,7 @@ def barycentric(statistics: ClassStatistics, *, linear: bool, shrinkage: float |
             'leave `method="auto"`, which goes on to constructions that do without, or add features that tell the '
             "classes apart",
         )
-    if needed and ratio < DELICATE:
+    if ratio < DELICATE:
         warnings.warn(
             f"the class means are nearly dependent: the ratio of their singular values is {ratio:.1e}",
             ConditioningWarning,

@@ -1,15 +1,14 @@
 """What the theory asks of labelled samples, measured."""
 
-import contextlib
 import math
 
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import ClassMeansError
-from ._affine import barycentric
 from ._ladder import Task
 from ._minimizer import Conditions
+from ._statistics import largest_deviations
+from ._types import Coordinates
 
 
 def conditions_of(task: Task) -> Conditions:
@@ -17,20 +16,10 @@ def conditions_of(task: Task) -> Conditions:
     statistics, q = task.statistics, task.n_classes
     bound = math.sqrt((q - 1) / q) / 4
     separation = float(np.min(np.linalg.norm(statistics.means - statistics.centre, axis=1))) if q > 1 else math.nan
-    coordinates = None
-    if q > 1:
-        with contextlib.suppress(ClassMeansError):
-            coordinates = barycentric(statistics, linear=False)
-    noise = radius = 0.0
-    for block, numbers in task.classes.chunks():
-        away = block - statistics.means[numbers]
-        radius = max(radius, float(np.max(np.einsum("ij,ij->i", away, away))))
-        if coordinates is not None:
-            mapped = away @ coordinates.matrix.T
-            noise = max(noise, float(np.max(np.einsum("ij,ij->i", mapped, mapped))))
-    measured = math.sqrt(noise) if coordinates is not None else math.nan
-    radius = math.sqrt(radius)
-    return Conditions(measured, bound, radius, separation, _opening(statistics.means, radius))
+    coordinates = task.affine_coordinates
+    matrices = [coordinates.matrix] if isinstance(coordinates, Coordinates) else []
+    radius, *noise = largest_deviations(task.classes, statistics.means, None, *matrices)
+    return Conditions(noise[0] if noise else math.nan, bound, radius, separation, _opening(statistics.means, radius))
 
 
 def _opening(means: Float[np.ndarray, "Q M"], radius: float) -> float:

@@ -15,17 +15,15 @@ from jaxtyping import Float, Shaped
 from ..errors import ClassMeansError, ConstructionError, ShapeError
 from ..networks import MLP
 from ._affine import barycentric, best_affine, best_linear, interpolate
-from ._cone import Cone
 from ._cones import cones
 from ._construct import WIDEST, checked_targets, number_or_auto
-from ._ladder import Task, clouds_in, cost_of, identity_coordinates, scale_of, statistics_of
+from ._ladder import ZERO, Task, clouds_in, cost_of, scale_of, statistics_of
 from ._minimizer import as_params
-from ._network import Weights, signs, weights_of
+from ._network import Weights, identity_step, signs, weights_of
 from ._statistics import Classes, as_classes, class_statistics
-from ._types import Collapse, Failure
+from ._types import Collapse, Coordinates, Failure
 
 Status = Literal["global", "local_minimum", "not_stationary"]
-ZERO = 1e-10
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +140,9 @@ def configuration(
             "add features; `construct` does without",
         )
     task = Task(classes, statistics, goals, q, None, None, 2**30)
-    coordinates = identity_coordinates(q) if dimension == q else barycentric(statistics, linear=True, shrinkage=0.0)
+    coordinates = (
+        Coordinates(np.eye(q), np.zeros(q)) if dimension == q else barycentric(statistics, linear=True, shrinkage=0.0)
+    )
     clouds = clouds_in(task, coordinates)
     given, angle = number_or_auto(shift, "shift", np.inf), number_or_auto(opening, "opening", WIDEST)
     steps, shifts = _steps(clouds, coordinates(statistics.means), flags, given, angle, classes.names)
@@ -152,16 +152,10 @@ def configuration(
     if all(flags):
         matrix, offset = interpolate(after.means, goals)
     built = weights_of(coordinates, steps, matrix, offset)
-    cost = cost_of(built, task)
-    # Data far from the origin lose digits.
-    far = float(np.max(np.abs(statistics.means) / statistics.spreads))
-    status: Status = (
-        "global"
-        if cost < (ZERO + 1e-14 * far) * scale_of(task)
-        else "not_stationary"
-        if any(flags)
-        else "local_minimum"
-    )
+    cost = cost_of(built, classes, goals)
+    status: Status = "not_stationary" if any(flags) else "local_minimum"
+    if cost <= ZERO * scale_of(task):
+        status = "global"
     apply, params = as_params(built)
     return Configuration(
         collapsed=flags,
@@ -199,22 +193,10 @@ def _steps(
             clouds[label] = found[0].cone.base_point[None]
             shifts[label] = np.linalg.norm(found[0].cone.base_point - means[label])
         else:
-            steps.append(_bystander(clouds, centre - means[label]))
+            away = centre - means[label]
+            length = float(np.linalg.norm(away))
+            steps.append(identity_step(clouds, away / length if length > 0 else None, room=1.0))
     return steps, shifts
-
-
-def _bystander(clouds: list[np.ndarray], direction: Float[np.ndarray, " n"]) -> Collapse:
-    """Make a cone along f_j from a point so far back that it holds all samples."""
-    length = float(np.linalg.norm(direction))
-    n = len(direction)
-    axis = direction / length if length > 0 else np.full(n, 1 / math.sqrt(n))
-    probe = Cone(np.zeros(len(axis)), axis, 1.0)
-    pre = [probe.preactivations(cloud) for cloud in clouds]
-    least = min(float(p.min()) for p in pre)
-    size = max(float(p.max()) for p in pre) - least or 1.0
-    # Along the axis all pre-activations grow alike, by 1/√n.
-    back = (size - least) * math.sqrt(n)
-    return Collapse(Cone(-back * axis, axis, 1.0), None)
 
 
 def _paper_cost(means: Float[np.ndarray, "Q n"], after: Any, targets: Float[np.ndarray, "Q P"]) -> float:

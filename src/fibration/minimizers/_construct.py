@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConditioningWarning, ConstructionError, ShapeError, TargetError, UnknownNameError
-from ._affine import best_affine
 from ._conditions import conditions_of
 from ._ladder import Candidate, Task, affine, cone, constant
 from ._minimizer import Attempt, Layer, Minimizer, as_params
@@ -53,7 +52,7 @@ def construct(
 
     **Arguments:**
 
-    - `inputs` (N, …): any array that slices into rows, such as a memory map; it is read in chunks, `rungs` 1 and 4
+    - `inputs` (N, …): any array that slices into rows, such as a memory map; it is read in chunks, rungs 1 and 4
       keeping N × Q numbers. Rungs 2 and 3 keep all of it, and are left out where that exceeds `memory_budget` bytes.
     - `labels` (N,): numbers or strings. The classes are the distinct ones, sorted.
     - `targets` (Q, P): one for each class, affinely independent; by default the unit vectors.
@@ -99,12 +98,11 @@ def construct(
         number_or_auto(shift, "shift", np.inf),
         memory_budget,
     )
-    affine_cost = best_affine(statistics, goals)[2]
     if n_classes == 1:
         chosen, attempts = constant(task), [Attempt("constant", True, "", {})]
     else:
         chosen, attempts = _climb(task, method)
-    return _minimizer(task, chosen, attempts, affine_cost)
+    return _minimizer(task, chosen, attempts)
 
 
 def _climb(task: Task, method: str) -> tuple[Candidate, list[Attempt]]:
@@ -135,7 +133,7 @@ def _climb(task: Task, method: str) -> tuple[Candidate, list[Attempt]]:
     return min(candidates, key=lambda candidate: (not candidate.certified, candidate.cost)), attempts
 
 
-def _minimizer(task: Task, chosen: Candidate, attempts: list[Attempt], affine_cost: float) -> Minimizer:
+def _minimizer(task: Task, chosen: Candidate, attempts: list[Attempt]) -> Minimizer:
     layers = tuple(
         Layer(
             W=weight,
@@ -151,7 +149,7 @@ def _minimizer(task: Task, chosen: Candidate, attempts: list[Attempt], affine_co
         for (weight, bias), step, margin in zip(chosen.weights[:-1], chosen.steps, chosen.margins, strict=True)
     )
     margin = min((layer.margin for layer in layers), default=np.inf)
-    # The first layer holds the coordinates, which may reduce the dimension.
+    # The first layer holds the coordinates, whose condition is that of the data.
     condition = max((layer.condition for layer in layers[1:]), default=1.0)
     if chosen.certified and (condition > POOR_CONDITION or margin < THIN_MARGIN):
         warnings.warn(
@@ -166,7 +164,7 @@ def _minimizer(task: Task, chosen: Candidate, attempts: list[Attempt], affine_co
         params=params,
         weights=chosen.weights,
         cost=chosen.cost,
-        affine_cost=affine_cost,
+        affine_cost=task.best_affine[2],
         certified=chosen.certified,
         margin=margin,
         method=chosen.method,
@@ -177,7 +175,6 @@ def _minimizer(task: Task, chosen: Candidate, attempts: list[Attempt], affine_co
         targets=task.targets,
         coordinates=chosen.coordinates,
         steps=tuple(chosen.steps),
-        inner_weights=chosen.inner_weights,
     )
 
 

@@ -3,12 +3,13 @@
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 
 from ..errors import ClassMeansError
-from ._affine import FAR_FROM_DEPENDENT, barycentric, best_affine, interpolate
+from ._affine import NOISIER, barycentric, best_affine, interpolate
 from ._cones import cones
 from ._network import Weights, forward, identity_step, signs, weights_of
 from ._statistics import Classes, ClassStatistics
@@ -27,7 +28,6 @@ class Candidate:
     steps: list[Collapse]
     margins: Float[np.ndarray, " L"]
     weights: Weights
-    inner_weights: Weights
     cost: float
     certified: bool
     note: str = ""
@@ -49,6 +49,25 @@ class Task:
     def n_classes(self) -> int:
         """Q."""
         return len(self.classes.names)
+
+    @cached_property
+    def best_affine(self) -> tuple[Float[np.ndarray, "P M"], Float[np.ndarray, " P"], float]:
+        """The best affine map of the inputs, and its cost."""
+        return best_affine(self.statistics, self.targets)
+
+    @cached_property
+    def affine_coordinates(self) -> Coordinates | Failure:
+        """The affine barycentric coordinates."""
+        return self.coordinates(linear=False)
+
+    def coordinates(self, *, linear: bool) -> Coordinates | Failure:
+        """Make barycentric coordinates, or say why there are none."""
+        if self.n_classes < 2:
+            return Failure("a single class has no barycentric coordinates")
+        try:
+            return barycentric(self.statistics, linear=linear)
+        except ClassMeansError as error:
+            return Failure(error.given)
 
 
 def clouds_in(task: Task, coordinates: Coordinates) -> Clouds:
@@ -96,24 +115,18 @@ def finish(task: Task, method: str, coordinates: Coordinates, steps: list[Collap
     else:
         matrix, offset, _ = best_affine(statistics_of(left, task.statistics.totals), task.targets)
     weights = weights_of(coordinates, steps, matrix, offset)
-    inside = weights_of(identity_coordinates(len(coordinates.offset)), steps, matrix, offset)
-    cost = cost_of(weights, task)
+    cost = cost_of(weights, task.classes, task.targets)
     # The signs prove that the cost is zero but for rounding, which ill-conditioned weights may make large.
     certified = certified and cost <= ZERO * scale_of(task)
-    return Candidate(method, coordinates, steps, np.array(margins), weights, inside, cost, certified)
+    return Candidate(method, coordinates, steps, np.array(margins), weights, cost, certified)
 
 
-def identity_coordinates(n: int) -> Coordinates:
-    """Make the coordinates that leave (n,) as it is."""
-    return Coordinates(np.eye(n), np.zeros(n))
-
-
-def cost_of(weights: Weights, task: Task) -> float:
+def cost_of(weights: Weights, classes: Classes, targets: Float[np.ndarray, "Q P"]) -> float:
     """Compute √(Σ_j D_j/N_j Σ_i |f(x_i) − y_j|²); one pass."""
     square = 0.0
-    for block, numbers in task.classes.chunks():
-        errors = forward(weights, block) - task.targets[numbers]
-        square += float(task.classes.weights[numbers] @ np.einsum("ij,ij->i", errors, errors))
+    for block, numbers in classes.chunks():
+        errors = forward(weights, block) - targets[numbers]
+        square += float(classes.weights[numbers] @ np.einsum("ij,ij->i", errors, errors))
     return math.sqrt(square)
 
 
@@ -131,34 +144,31 @@ def constant(task: Task) -> Candidate:
 
 def affine(task: Task) -> Candidate:
     """The last rung: the best affine map, behind layers whose units are active on all samples."""
-    matrix, offset, _ = best_affine(task.statistics, task.targets)
+    matrix, offset, _ = task.best_affine
     coordinates = Coordinates(matrix, offset - task.targets.mean(axis=0))
     return finish(task, "affine", coordinates, [], clouds_in(task, coordinates))
 
 
-def barycentric_choices(task: Task) -> tuple[list[Coordinates], Failure | None]:
-    """List the barycentric coordinates that the class means allow, those to be tried first first.
+def barycentric_choices(task: Task) -> list[Coordinates]:
+    """List the barycentric coordinates that the class means allow, in the order in which they are to be tried.
 
     The affine ones hold less noise. The linear ones keep the first layer invertible, as in the theorem: they come first
-    where there are as many dimensions as classes, and the class means are far from linearly dependent.
+    where there are as many dimensions as classes and the noise is no more than twice that of the affine ones, which it
+    is where the class means are nearly linearly dependent.
     """
-    found: list[Coordinates] = []
-    failure = None
-    means = task.statistics.means
-    sizes = np.linalg.svd(means, compute_uv=False)
-    plain = means.shape[0] == means.shape[1] and sizes[-1] > FAR_FROM_DEPENDENT * sizes[0]
-    for linear in (True, False) if plain else (False, True):
-        try:
-            found.append(barycentric(task.statistics, linear=linear))
-        except ClassMeansError as error:
-            if not linear:
-                failure = Failure(error.given)
-    return found, None if found else failure
+    both = (task.affine_coordinates, task.coordinates(linear=True))
+    found = [coordinates for coordinates in both if isinstance(coordinates, Coordinates)]
+    if task.n_classes == task.classes.inputs.shape[1] and len(found) == 2:
+        affine_noise, linear_noise = (np.trace(c.matrix @ task.statistics.scatter @ c.matrix.T) for c in found)
+        if linear_noise <= NOISIER**2 * affine_noise:
+            found.reverse()
+    return found
 
 
 def cone(task: Task) -> Candidate | Failure:
     """The first rung: cones in barycentric coordinates, which collapse tight clusters one by one."""
-    choices, failure = barycentric_choices(task)
+    choices = barycentric_choices(task)
+    failure = None if choices else task.affine_coordinates
     note = "" if len(choices) > 1 else "in affine coordinates: the class means are linearly dependent"
     for coordinates in choices:
         clouds = clouds_in(task, coordinates)
@@ -181,7 +191,7 @@ def cone(task: Task) -> Candidate | Failure:
         failure = failure or Failure(
             "the signs of the pre-activations do not certify it, or rounding spoils it", {"cost": candidate.cost}
         )
-    return failure if failure is not None else Failure("the class means are dependent")
+    return failure if isinstance(failure, Failure) else Failure("the class means are dependent")
 
 
 def _part(task: Task, coordinates: Coordinates, clouds: Clouds) -> Candidate | Failure:
@@ -208,10 +218,7 @@ def _part(task: Task, coordinates: Coordinates, clouds: Clouds) -> Candidate | F
     found = cones_of(clouds, means, list(best), task)
     if isinstance(found, Failure):
         return found
-    candidate, affine_cost = (
-        finish(task, "cone", coordinates, found, clouds),
-        best_affine(task.statistics, task.targets)[2],
-    )
+    candidate, affine_cost = finish(task, "cone", coordinates, found, clouds), task.best_affine[2]
     if candidate.cost > affine_cost * (1 + 1e-9):
         return Failure(
             f"with {depth} layers it costs {candidate.cost:.3g}, more than the best affine map ({affine_cost:.3g})",

@@ -99,8 +99,7 @@ class Minimizer:
       all rungs tried, with the reasons of those that failed.
     - `conditions`: what the theory asks of the data. `layers`: see `Layer`. `classes` (Q,): their names; `targets`
       (Q, P).
-    - `coordinates`: the affine map z = Tx + t to the space of the construction; `steps`: its truncations there;
-      `inner_weights`: the same network as a function of z.
+    - `coordinates`: the affine map z = Tx + t to the space of the construction; `steps`: its truncations there.
     """
 
     apply: MLP
@@ -118,7 +117,12 @@ class Minimizer:
     targets: Float[np.ndarray, "Q P"]
     coordinates: Coordinates
     steps: tuple[Collapse, ...]
-    inner_weights: Weights
+
+    @property
+    def inner_weights(self) -> Weights:
+        """The same network as a function of z = Tx + t."""
+        first = self.steps[0].cone
+        return [(first.weight, first.bias), *self.weights[1:]]
 
     def outputs(self, inputs: Any) -> Float[np.ndarray, "N P"]:
         """Compute f(x) for each row of inputs (N, M), in double precision."""

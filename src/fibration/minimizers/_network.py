@@ -11,14 +11,20 @@ from ._types import Clouds, Collapse, Coordinates, blocks
 Weights = list[tuple[Float[np.ndarray, "_ _"], Float[np.ndarray, " _"]]]
 
 
-def identity_step(clouds: Clouds) -> Collapse:
-    """Make a layer whose pre-activations are positive on all samples, so that it leaves them as they are."""
-    points = np.concatenate(clouds)
-    low = points.min(axis=0)
-    n = points.shape[1]
-    spread = float(np.max(points - low))
-    pad = 10 * spread if spread > 0 else 1.0  # inputs as far out as that are left alone, too
-    return Collapse(Cone(low - pad, np.full(n, 1 / np.sqrt(n)), 1.0), None)
+def identity_step(clouds: Clouds, axis: Float[np.ndarray, " n"] | None = None, room: float = 10.0) -> Collapse:
+    """Make a layer whose pre-activations are positive on all samples, so that it leaves them as they are.
+
+    Its cone opens along `axis`, by default the diagonal, from so far back that inputs stay, too, that lie beyond the
+    samples by up to `room` times their spread.
+    """
+    n = clouds[0].shape[1]
+    axis = np.full(n, 1 / np.sqrt(n)) if axis is None else axis
+    probe = Cone(np.zeros(n), axis, 1.0)
+    pre = [probe.preactivations(cloud) for cloud in clouds]
+    least = min(float(p.min()) for p in pre)
+    spread = max(float(p.max()) for p in pre) - least or 1.0
+    # Along the axis all pre-activations grow alike, by 1/√n.
+    return Collapse(Cone((least - room * spread) * np.sqrt(n) * axis, axis, 1.0), None)
 
 
 def weights_of(

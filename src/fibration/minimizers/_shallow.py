@@ -9,11 +9,12 @@ from jaxtyping import Float, Shaped
 
 from ..errors import ClassMeansError, UnknownNameError
 from ..networks import MLP
-from ._affine import DEGENERATE, best_affine, best_linear
+from ._affine import DEGENERATE, best_affine, best_linear, independence
 from ._construct import checked_targets
+from ._ladder import cost_of
 from ._minimizer import as_params, as_rows, nearest
 from ._network import Weights, forward
-from ._statistics import as_classes, class_statistics
+from ._statistics import as_classes, class_statistics, largest_deviations
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,18 +86,13 @@ def shallow(
     classes = as_classes(inputs, labels, weights)
     statistics, goals = class_statistics(classes), checked_targets(targets, len(classes.names))
     means, (q, dimension) = statistics.means, statistics.means.shape
-    sizes = np.linalg.svd(means, compute_uv=False)
-    independent = q <= dimension and sizes[-1] > DEGENERATE * sizes[0]
+    independent = independence(statistics, linear=True) > DEGENERATE
     inverse = np.linalg.pinv(means.T) if independent else np.full((q, dimension), np.nan)
-    largest = noise = 0.0
-    for block, numbers in classes.chunks():
-        largest = max(largest, float(np.max(np.linalg.norm(block, axis=1))))
-        if independent:
-            noise = max(noise, float(np.max(np.linalg.norm((block - means[numbers]) @ inverse.T, axis=1))))
-    noise = noise if independent else math.nan
+    largest = largest_deviations(classes, np.zeros_like(means), None)[0] or 1.0
+    radius, noise = largest_deviations(classes, means, None, inverse)
     matrix, offset, affine_cost = best_affine(statistics, goals)
     if kind == "best":
-        first, bias = np.eye(dimension), np.full(dimension, 1.1 * largest + 1.0)
+        first, bias = np.eye(dimension), np.full(dimension, 1.1 * largest)
         last, end = matrix, offset - matrix @ bias
     else:
         if not independent:
@@ -106,19 +102,14 @@ def shallow(
                 'use kind="best", or undo the centring',
             )
         first = np.linalg.svd(means.T, full_matrices=True)[0].T
-        radius = max(float(np.max(np.linalg.norm(block - means[k], axis=1))) for block, k in classes.chunks())
         bias = np.concatenate([np.full(q, 1.1 * largest), np.full(dimension - q, -2.0 * radius)])
         last = np.concatenate([goals.T @ inverse @ first[:q].T, np.zeros((goals.shape[1], dimension - q))], axis=1)
         end = -last @ bias
     built: Weights = [(first, bias), (last, end)]
-    square = 0.0
-    for block, numbers in classes.chunks():
-        errors = np.sum((forward(built, block) - goals[numbers]) ** 2, axis=1)
-        square += float(classes.weights[numbers] @ errors)
     apply, params = as_params(built)
     bound = math.sqrt(statistics.totals.sum()) * float(np.linalg.norm(goals, 2)) * noise
     return ShallowMinimizer(
-        cost=math.sqrt(square),
+        cost=cost_of(built, classes, goals),
         bound=bound,
         linear_cost=best_linear(statistics, goals),
         affine_cost=affine_cost,

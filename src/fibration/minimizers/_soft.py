@@ -38,7 +38,7 @@ def soft(task: Task) -> Candidate | Failure:
     shortage = memory_shortage(task)
     if shortage is not None:
         return Failure(shortage)
-    affine_cost = best_affine(task.statistics, task.targets)[2]
+    affine_cost = task.best_affine[2]
     coordinates, _ = scaled_coordinates(task)
     clouds = clouds_in(task, coordinates)
     stride = math.ceil(len(task.classes.numbers) / MOST_SAMPLES)

@@ -155,3 +155,16 @@ def class_statistics(classes: Classes) -> ClassStatistics:
     # Σα(x − s)(x − s)ᵀ = S + Σ_j D_j(x̄_j − s)(x̄_j − s)ᵀ
     scatter -= (from_shift * classes.totals[:, None]).T @ from_shift
     return ClassStatistics(classes.counts, classes.totals, shifts + from_shift, (scatter + scatter.T) / 2)
+
+
+def largest_deviations(
+    classes: Classes, means: Float[np.ndarray, "Q M"], *matrices: Float[np.ndarray, "_ M"] | None
+) -> list[float]:
+    """Compute max |B(x − x̄_j)| over all samples, for each of the matrices B, in one pass; `None` is B = I."""
+    largest = [0.0] * len(matrices)
+    for block, numbers in classes.chunks():
+        away = block - means[numbers]
+        for index, matrix in enumerate(matrices):
+            mapped = away if matrix is None else away @ matrix.T
+            largest[index] = float(np.maximum(largest[index], np.max(np.einsum("ij,ij->i", mapped, mapped))))
+    return [float(np.sqrt(square)) for square in largest]

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import ConstructionError, ParameterError, ShapeError
-from ._affine import FAR_FROM_DEPENDENT
+from ._affine import NOISIER, independence
 from ._minimizer import Minimizer, as_rows
-from ._statistics import as_classes, class_statistics
+from ._statistics import as_classes, class_statistics, largest_deviations
 from ._types import Coordinates
 
 SINGULAR = 1e-10
@@ -81,7 +81,9 @@ def noise_to_signal(inputs: Any, labels: Any, weights: Any = "class", linear: bo
     """Measure clusters in the barycentric coordinates of their means.
 
     **Arguments:** `inputs`, `labels`, `weights`: as those of `construct`; `linear`: whether X̄ is inverted, by default
-    where the means are far from linearly dependent. **Raises:** as `construct` does; two passes over the samples.
+    unless that more than doubles the noise, as it does where the means are nearly linearly dependent.
+
+    **Raises:** as `construct` does. Two passes over the samples.
 
     **Source:** Chen and Muñoz Ewald, arXiv 2309.10639, section 2, who call it the signal to noise ratio; it is its
     inverse.
@@ -98,23 +100,22 @@ def noise_to_signal(inputs: Any, labels: Any, weights: Any = "class", linear: bo
     classes = as_classes(inputs, labels, weights)
     statistics = class_statistics(classes)
     means = statistics.means
-    sizes = np.linalg.svd(means, compute_uv=False)
-    if linear is None:
-        linear = len(means) <= means.shape[1] and bool(sizes[-1] > FAR_FROM_DEPENDENT * sizes[0])
-    inverted = bool(linear)
-    apart = np.linalg.svd((means if inverted else means - statistics.centre) / statistics.spreads, compute_uv=False)
-    needed = len(means) if inverted else len(means) - 1
-    if needed > len(apart) or (needed and apart[needed - 1] <= SINGULAR * max(apart[0], 1e-2)):
-        nothing = np.full((len(means), len(means)), np.nan)
-        return NoiseToSignal(np.nan, np.nan, nothing, inverted)
     rcond = 10 * max(means.shape) * np.finfo(float).eps
-    inverse = np.linalg.pinv((means if inverted else means - statistics.centre).T, rcond=rcond)
-    largest = 0.0
-    for block, numbers in classes.chunks():
-        away = (block - means[numbers]) @ inverse.T
-        largest = max(largest, float(np.max(np.einsum("ij,ij->i", away, away))))
-    matrix = inverse @ statistics.scatter @ inverse.T
-    return NoiseToSignal(float(np.sqrt(largest)), float(np.sqrt(max(np.trace(matrix), 0.0))), matrix, inverted)
+    inverses = {
+        inverted: np.linalg.pinv((means if inverted else means - statistics.centre).T, rcond=rcond)
+        for inverted in ((True, False) if linear is None else (linear,))
+        if independence(statistics, linear=inverted) >= SINGULAR
+    }
+    norms = {
+        inverted: float(np.sqrt(max(np.trace(inverse @ statistics.scatter @ inverse.T), 0.0)))
+        for inverted, inverse in inverses.items()
+    }
+    if not norms:
+        return NoiseToSignal(np.nan, np.nan, np.full((len(means), len(means)), np.nan), bool(linear))
+    chosen = norms.get(True, np.inf) <= NOISIER * norms.get(False, np.inf)
+    inverse = inverses[chosen]
+    supremum = largest_deviations(classes, means, inverse)[0]
+    return NoiseToSignal(supremum, norms[chosen], inverse @ statistics.scatter @ inverse.T, chosen)
 
 
 @dataclass(frozen=True, eq=False)
