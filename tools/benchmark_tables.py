@@ -82,9 +82,30 @@ def minimizers(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def balance(results: dict[str, Any]) -> str:
+    """The narrow chain, Newton's method, the induced flow."""
+    lines = ["| 4096-16-4096 | seconds | of two QRs | error of X | imbalance |", "|---|---|---|---|---|"]
+    for row in results["narrow"]:
+        errors = [f"{row[key]:.0e}" if key in row else "" for key in ("error", "imbalance")]
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] < 100 else f"{row['ratio']:,.0f}"
+        lines.append(f"| {row['what']} | {row['seconds']:.4f} | {ratio} | {errors[0]} | {errors[1]} |")
+    lines += ["", "| six 32 × 32 matrices | iterations | seconds | moment map |", "|---|---|---|---|"]
+    for row in results["newton"]["rows"]:
+        lines.append(f"| {row['what']} | {row['count']:,} | {row['seconds']:.3f} | {row['moment']:.0e} |")
+    lines += ["", "| three 64 × 64 matrices | solves | seconds | MB more | residual, or error of the law |"]
+    lines += ["|---|---|---|---|---|"]
+    for row in results["induced"]:
+        error = row["residual"] if "residual" in row else row["law"]
+        lines.append(
+            f"| {row['what']} | {row['count']:,} | {row['seconds']:.2f} | {row['megabytes']:.0f} | {error:.0e} |"
+        )
+    return "\n".join(lines)
+
+
 WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gradient_flow": ("benchmarks", gradient_flow),
     "minimizers": ("benchmarks", minimizers),
+    "balance": ("benchmarks", balance),
     "minimizers_gallery": ("minimizers", minimizers_gallery),
 }
 

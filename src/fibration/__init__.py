@@ -7,7 +7,7 @@ A network is a map from parameters to functions; training moves between the fibr
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import curvature, datasets, errors, fidelity, flows, minimizers, networks, plots, solvers, trees
+from . import balance, curvature, datasets, errors, fidelity, flows, minimizers, networks, plots, solvers, trees
 from ._version import __version__
 from .flows import AbstractFlow, GradientFlow
 from .losses import AbstractLoss, CrossEntropy, SquaredError
@@ -34,6 +34,7 @@ __all__ = [
     "Stop",
     "Trajectory",
     "__version__",
+    "balance",
     "curvature",
     "datasets",
     "descend",

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "ApplyError",
+    "BottleneckError",
     "CertificateError",
     "CheckpointError",
     "CheckpointMismatchError",
@@ -32,9 +33,11 @@ __all__ = [
     "PickledDataError",
     "PrecisionError",
     "PrecisionWarning",
+    "RankLossError",
     "RunError",
     "ShapeError",
     "ShiftError",
+    "SingularProductError",
     "StepSizeError",
     "TargetError",
     "TimeMismatchError",
@@ -125,6 +128,18 @@ class ShiftError(FibrationError, ValueError):
 
 class ConstructionError(FibrationError, ValueError):
     """Data for which the construction that was asked for does not exist, or was not found."""
+
+
+class BottleneckError(FibrationError, ValueError):
+    """A product whose rank is larger than a width that it has to pass through: its fibre is empty."""
+
+
+class RankLossError(FibrationError, ValueError):
+    """Balancing that would lower the rank of a layer, since the orbit is not closed."""
+
+
+class SingularProductError(FibrationError, ValueError):
+    """A product of lower rank than a formula needs."""
 
 
 class FlowError(FibrationError, TypeError):

@@ -1,0 +1,70 @@
+"""Balance: the fibres of deep linear networks, their moment map, balanced points, flows, learning and entropy."""
+
+from ._action import AbstractAction, ChainAction
+from ._balanced import balanced, factor
+from ._chain import act, end_to_end, imbalance, moment_map, partial_products, regularizer
+from ._costs import completion, factored, regression, sensing, shrinkage
+from ._density_plot import density_plot
+from ._dual import dual_multiplier, fibre_velocity
+from ._entropy import entropy, free_energy, log_volume_density
+from ._fast_slow import fast_slow
+from ._fibre import Orbit, distance_bounds, excess, minimum_on_fibre, orbit, rank_pattern
+from ._flows import flow, riccati_path, squared_moment_rates
+from ._kempf_ness import KempfNess, kempf_ness
+from ._langevin import LangevinSample, langevin
+from ._learning import LearningFlow, metric, preconditioner
+from ._plots import fibre_plot, moment_plot
+from ._prior import log_prior
+from ._projection import project
+from ._rebalance import imbalance_step, rebalanced
+from ._value_plots import fast_slow_plot, singular_value_path, singular_value_plot
+
+__all__ = [
+    "AbstractAction",
+    "ChainAction",
+    "KempfNess",
+    "LangevinSample",
+    "LearningFlow",
+    "Orbit",
+    "act",
+    "balanced",
+    "completion",
+    "density_plot",
+    "distance_bounds",
+    "dual_multiplier",
+    "end_to_end",
+    "entropy",
+    "excess",
+    "factor",
+    "factored",
+    "fast_slow",
+    "fast_slow_plot",
+    "fibre_plot",
+    "fibre_velocity",
+    "flow",
+    "free_energy",
+    "imbalance",
+    "imbalance_step",
+    "kempf_ness",
+    "langevin",
+    "log_prior",
+    "log_volume_density",
+    "metric",
+    "minimum_on_fibre",
+    "moment_map",
+    "moment_plot",
+    "orbit",
+    "partial_products",
+    "preconditioner",
+    "project",
+    "rank_pattern",
+    "rebalanced",
+    "regression",
+    "regularizer",
+    "riccati_path",
+    "sensing",
+    "shrinkage",
+    "singular_value_path",
+    "singular_value_plot",
+    "squared_moment_rates",
+]
