@@ -1,8 +1,9 @@
 """Checks of what a user hands to a problem; each raises a named error, and none computes anything large."""
 
+import difflib
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .errors import EmptyDataError, NonFiniteDataError, OutputDirectoryError, ParameterError, ShapeError
+from .errors import (
+    EmptyDataError,
+    NonFiniteDataError,
+    OutputDirectoryError,
+    ParameterError,
+    ShapeError,
+    UnknownNameError,
+)
 from .losses import AbstractLoss
 from .trees import PyTree, is_traced
 
@@ -100,6 +108,17 @@ def check_parameters(params: PyTree) -> None:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if eqx.is_inexact_array(leaf):
             check_finite(leaf, f"parameters{jax.tree_util.keystr(path)}")
+
+
+def check_name(argument: str, given: Any, allowed: Collection[str]) -> None:
+    """Check a name, or raise `UnknownNameError` with the nearest one allowed."""
+    if given not in allowed:
+        nearest = difflib.get_close_matches(str(given), allowed, n=1, cutoff=0.0)[0]
+        raise UnknownNameError(
+            f"{argument} is {given!r}",
+            f"one of {', '.join(map(repr, allowed))}",
+            f"pass {argument}={nearest!r}, the nearest, or another of them",
+        )
 
 
 def as_loss(loss: Any) -> AbstractLoss:

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from ..errors import BottleneckError, ParameterError, RankLossError, ShapeError, UnknownNameError
+from .._validation import check_name
+from ..errors import BottleneckError, ParameterError, RankLossError, ShapeError
 from ..trees import is_traced
 from ._arrays import Matrices, computable, read_chain, read_matrix
 from ._chain import roots, scaled
 from ._fibre import Orbit, find_orbit
 from ._frames import GAUGES, balanced_chain, dead_part, isometry
+from ._partial import partially_balanced
 from ._product import product_svd
 
 
@@ -75,8 +77,6 @@ def balanced(
     if not 0 <= float(strength) <= 1:
         raise ParameterError(f"strength = {strength}", "a number from 0 (none) to 1 (full)", "leave it out for 1")
     if strength < 1:
-        from ._partial import partially_balanced  # solves a flow; not needed for anything else here
-
         return given if strength == 0 else partially_balanced(given, float(strength), weights)
     matrices, back = computable(scaled(given, weights))
     svd, depth = product_svd(matrices), len(matrices)
@@ -104,13 +104,6 @@ def _unscaled(chain: Matrices, weights: Sequence[float] | None) -> Matrices:
     if weights is None:
         return chain
     return [W / root for root, W in zip(roots(weights, len(chain)), chain, strict=True)]
-
-
-def check_name(what: str, given: Any, allowed: Any) -> None:
-    """Raise `UnknownNameError` for a name that is not allowed."""
-    if given not in allowed:
-        names = ", ".join(repr(name) for name in allowed)
-        raise UnknownNameError(f"{what} = {given!r}", f"one of {names}", f'leave it out for "{next(iter(allowed))}"')
 
 
 def _check_rank_loss(found: Orbit, on_rank_loss: str) -> None:

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from .._validation import check_name
 from ..errors import ParameterError, ShapeError
 from ..plots import Plot, Series
 from ..plots._numbers import number
-from ._balanced import check_name
 from ._entropy import check_beta, check_kappa, log_volume_density
 from ._fibre import check_depth
 from ._langevin import LangevinSample

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 
 from .. import _validation
+from .._validation import check_name
 from ..errors import ParameterError, ShapeError, SingularProductError
 from ..trees import is_traced
 from ._arrays import computable, is_inexact, namespace
-from ._balanced import check_name
 from ._fibre import check_depth
 
 FIELDS = {"real": 1, "complex": 2}  # the dimension of the field over the reals

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from .._validation import check_name
 from ..errors import ConditioningWarning, ParameterError, ShapeError, SingularProductError
 from ..solvers import Options, Trajectory, solve
 from ..solvers._options import ProgressCallback
 from ..trees import PyTree
 from ._action import AbstractAction, ChainAction, solve_generator
 from ._arrays import Matrices, adjoint, hermitian, read_chain, read_matrix, widened
-from ._balanced import check_name
 from ._chain import end_to_end, moved, narrowed, partial_products
 from ._dual import fibre_velocity, pulled_back, solve_dual
 from ._fibre import check_depth, orbit
@@ -103,7 +103,8 @@ def flow(
     the orbit is not closed and the kind does not bear it.
 
     One velocity of "induced" and "newton" takes conjugate gradients with matrices as large as the chain's; the
-    Kronecker products of the equations are never formed. Allocates T chains and twenty group elements.
+    Kronecker products of the equations are never formed. Allocates T chains and twenty group elements. The first call
+    for given shapes compiles, for some seconds.
 
     **Source:** Lindsey and Menon, arXiv 2511.01137, for the flows of the regulariser and of |μ|²; the metric in which
     the first has a uniform rate, the rates and the Newton flow are derived.

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from .._validation import check_name
 from ..errors import NonFiniteDataError, ParameterError, ShapeError, SingularProductError, StepSizeError
 from ._arrays import read_matrix
-from ._balanced import check_name
 from ._entropy import check_beta, check_kappa
 from ._fibre import check_depth
 from ._langevin_steps import Law, State, chain_step, product_step, state_at

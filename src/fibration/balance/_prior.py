@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from .._validation import check_name
 from ..errors import FibrationError, ParameterError, ShapeError, SingularProductError
 from ..trees import is_traced
 from ._arrays import computable, namespace, read_matrix
-from ._balanced import check_name
 from ._entropy import FIELDS, log_density
 from ._fibre import check_depth, lowest
 

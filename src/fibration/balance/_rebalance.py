@@ -9,9 +9,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from .._validation import check_name
 from ..errors import ParameterError, ShapeError
 from ._arrays import Matrices, adjoint, read_chain, read_matrix
-from ._balanced import balanced, check_name
+from ._balanced import balanced
 from ._frames import GAUGES
 
 

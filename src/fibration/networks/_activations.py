@@ -1,13 +1,12 @@
 """Activations by name."""
 
-import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..errors import UnknownNameError
+from .._validation import check_name
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "tanh": jnp.tanh,
@@ -36,16 +35,5 @@ def activation(name: str) -> Callable[[Array], Array]:
 
     ```
     """
-    check_name(name, ACTIVATIONS, "activation")
+    check_name("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name]
-
-
-def check_name(name: str, allowed: Collection[str], argument: str) -> None:
-    """Check a name, or raise `UnknownNameError` with the nearest one allowed."""
-    if name not in allowed:
-        nearest = difflib.get_close_matches(name, allowed, n=1, cutoff=0.0)[0]
-        raise UnknownNameError(
-            f"{argument} is {name!r}",
-            f"one of {', '.join(sorted(allowed))}",
-            f"pass {argument}={nearest!r}, the nearest, or another of them",
-        )

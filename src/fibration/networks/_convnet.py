@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Inexact, PRNGKeyArray
 
+from .._validation import check_name
 from ..errors import ShapeError
 from ._activations import activation as look_up
-from ._activations import check_name
 from ._dense import dense_layers, init_dense, positive, variance_law
 
 _POOLINGS = ("max", "mean", "stride", "none")
@@ -113,8 +113,8 @@ def convnet(
     hidden_channels = positive(channels, "channels", at_least=1)
     (side,) = positive((kernel,), "kernel")
     widths = (*positive(dense, "dense"), *positive((n_outputs,), "n_outputs"))
-    check_name(pooling, _POOLINGS, "pooling")
-    check_name(padding, _PADDINGS, "padding")
+    check_name("pooling", pooling, _POOLINGS)
+    check_name("padding", padding, _PADDINGS)
     law = variance_law(activation, init)
     height, width = shape[:2]
     for number in range(len(hidden_channels)):

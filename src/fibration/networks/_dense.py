@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PRNGKeyArray
 
+from .._validation import check_name
 from ..errors import ShapeError
-from ._activations import ACTIVATIONS, check_name
+from ._activations import ACTIVATIONS
 
 # The variance of a weight from the numbers of a unit's inputs and outputs.
 _VARIANCES: Mapping[str, Callable[[int, int], float]] = {
@@ -22,11 +23,11 @@ _VARIANCES: Mapping[str, Callable[[int, int], float]] = {
 
 def variance_law(activation_name: str, init: str | None) -> Callable[[int, int], float]:
     """Find a weight's variance as a function of its unit's numbers of inputs and outputs."""
-    check_name(activation_name, ACTIVATIONS, "activation")
+    check_name("activation", activation_name, ACTIVATIONS)
     if init is None:
         # Half of a rectifier's inputs are cut off, which He's factor 2 makes up for.
         init = "he" if activation_name in ("relu", "leaky_relu") else "glorot"
-    check_name(init, _VARIANCES, "init")
+    check_name("init", init, _VARIANCES)
     return _VARIANCES[init]
 
 
