@@ -9,7 +9,7 @@ from ._dual import dual_multiplier, fibre_velocity
 from ._entropy import entropy, free_energy, log_volume_density
 from ._fast_slow import fast_slow
 from ._fibre import Orbit, distance_bounds, excess, minimum_on_fibre, orbit, rank_pattern
-from ._flows import flow, riccati_path, squared_moment_rates
+from ._flows import flow
 from ._kempf_ness import KempfNess, kempf_ness
 from ._langevin import LangevinSample, langevin
 from ._learning import LearningFlow, metric, preconditioner
@@ -17,6 +17,7 @@ from ._plots import fibre_plot, moment_plot
 from ._prior import log_prior
 from ._projection import project
 from ._rebalance import imbalance_step, rebalanced
+from ._squared_moment import riccati_path, squared_moment_rates
 from ._value_plots import fast_slow_plot, singular_value_path, singular_value_plot
 
 __all__ = [

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .. import _validation
+from .. import _validation, trees
 from ..errors import NonFiniteDataError, ShapeError
-from ..trees import is_traced
+from ..trees import PyTree, is_traced
 
 Matrix = Any  # a NumPy or JAX array (m, n), or what becomes one
 Matrices = list[Any]
@@ -99,6 +100,36 @@ def all_widened(matrices: Matrices) -> Matrices:
     """Take matrices to where they are computed with together: one that is traced keeps the others with it."""
     traced = any(is_traced(W) for W in matrices)
     return [widened(W, traced) for W in matrices]
+
+
+def largest(tree: PyTree) -> float:
+    """Find a power of two near the largest entry; 1 if all are zero."""
+    found = max(float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in trees.coordinates(tree))
+    return 2.0 ** round(np.log2(found)) if found > 0 else 1.0
+
+
+def in_float64(tree: PyTree) -> PyTree:
+    """Take floating-point and complex leaves to JAX arrays of double precision; JAX must have been told to allow it."""
+
+    def convert(leaf: Any) -> Any:
+        if not eqx.is_inexact_array_like(leaf):
+            return leaf
+        wide = np.asarray(leaf)
+        return jnp.asarray(wide.astype(np.complex128 if wide.dtype.kind == "c" else np.float64))
+
+    return jax.tree.map(convert, tree)
+
+
+def like(given: PyTree, computed: PyTree) -> PyTree:
+    """Round leaves to the types of others, NumPy where those are NumPy."""
+
+    def convert(old: Any, new: Any) -> Any:
+        if not eqx.is_inexact_array_like(old):
+            return old
+        rounded = np.asarray(new).astype(old.dtype)
+        return rounded if isinstance(old, np.ndarray) else jnp.asarray(rounded)
+
+    return jax.tree.map(convert, given, computed)
 
 
 def adjoint(W: Any) -> Any:

@@ -1,5 +1,6 @@
 """Balanced chains in closed form: the points of a fibre with the lowest regulariser."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from .._validation import check_name
-from ..errors import BottleneckError, ParameterError, RankLossError, ShapeError
+from ..errors import BottleneckError, ConditioningWarning, ParameterError, RankLossError, ShapeError
 from ..trees import is_traced
 from ._arrays import Matrices, computable, read_chain, read_matrix
-from ._chain import roots, scaled
+from ._chain import roots, scaled, unscaled
 from ._fibre import Orbit, find_orbit
 from ._frames import GAUGES, balanced_chain, dead_part, isometry
 from ._partial import partially_balanced
-from ._product import product_svd
+from ._product import ProductSVD, product_svd
 
 
 def balanced(
@@ -49,7 +50,7 @@ def balanced(
       orthogonal to it; the orbit stays the same.
     - `weights`: a_1 … a_N, to balance a_{p+1} W_{p+1}* W_{p+1} = a_p W_p W_p*; "nearest" then counts ‖W_p‖² a_p times.
     - `rtol`: singular values of X up to rtol·σ_1 count as zero; by default those within a running bound of the
-      product's rounding error.
+      product's rounding error. A `ConditioningWarning` says so if more than that is cut.
 
     **Returns:** N matrices of the kind and type of `Ws`, computed in float64; within `jax.jit` in their own precision,
     where ranks cannot be looked at: directions below rounding are dropped whatever `on_rank_loss` says, a chain of
@@ -86,24 +87,31 @@ def balanced(
         chain = balanced_chain(svd, hidden, scale)
         # A zero product is left alone: no gradient would ever leave the balanced chain over it.
         chain = [jnp.where(scale[0] > 0, new, old) for new, old in zip(chain, matrices, strict=True)]
-        return back(_unscaled(chain, weights))
+        return back(unscaled(chain, weights))
     found = find_orbit(matrices, svd, rtol)
     if not found.closed:
         _check_rank_loss(found, on_rank_loss)
     kept = svd.leading(found.rank)
+    _warn_of_cut(svd, found.rank)
     scale = kept.values ** (1 / depth)
     hidden = GAUGES[gauge](matrices, kept, scale)
     chain = balanced_chain(kept, hidden, scale)
     if on_rank_loss == "keep" and not found.closed:
         beside = dead_part(matrices, kept, hidden)
         chain = [W + V for W, V in zip(chain, beside, strict=True)]
-    return back(_unscaled(chain, weights))
+    return back(unscaled(chain, weights))
 
 
-def _unscaled(chain: Matrices, weights: Sequence[float] | None) -> Matrices:
-    if weights is None:
-        return chain
-    return [W / root for root, W in zip(roots(weights, len(chain)), chain, strict=True)]
+def _warn_of_cut(svd: ProductSVD, rank: int) -> None:
+    """Warn of singular values that `rtol` cuts though rounding does not."""
+    cut = svd.values[rank:]
+    if len(cut) and cut[0] > svd.noise:
+        warnings.warn(
+            f"singular values of the product from {cut[0]:.1e} down, beside {svd.values[0]:.1e}, count as zero: the "
+            "product changes by as much",
+            ConditioningWarning,
+            stacklevel=3,
+        )
 
 
 def _check_rank_loss(found: Orbit, on_rank_loss: str) -> None:
@@ -181,6 +189,7 @@ def factor(
     (matrix,), back = computable([given])
     svd, depth = product_svd([matrix]), len(sizes) - 1
     rank, narrowest = svd.rank(rtol), min(sizes)
+    _warn_of_cut(svd, rank)
     if narrowest < rank:
         raise BottleneckError(
             f"width bottleneck: a layer of width {narrowest} for a matrix of rank {rank}; its fibre is empty",

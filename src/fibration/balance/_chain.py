@@ -73,15 +73,20 @@ def act(gs: Sequence[Any], Ws: Any) -> Matrices:
     ```
     """
     matrices = read_chain(Ws)
-    group = [read_matrix(g, f"g_{number}") for number, g in enumerate(gs, 1)]
+    return moved(read_hidden(gs, "g", matrices), matrices)
+
+
+def read_hidden(given: Sequence[Any], name: str, matrices: Matrices) -> Matrices:
+    """Read one square matrix for each hidden layer of a chain; raise `ShapeError` for others."""
+    squares = [read_matrix(square, f"{name}_{number}") for number, square in enumerate(given, 1)]
     wanted = [(W.shape[0], W.shape[0]) for W in matrices[:-1]]
-    if [g.shape for g in group] != wanted:
+    if [square.shape for square in squares] != wanted:
         raise ShapeError(
-            f"group elements of shapes {[g.shape for g in group]}",
+            f"{name} of shapes {[square.shape for square in squares]}",
             f"one for each hidden layer: shapes {wanted}",
-            "leave out the identities at both ends",
+            "leave out what belongs to inputs and outputs",
         )
-    return moved(group, matrices)
+    return squares
 
 
 def moved(group: Matrices, matrices: Matrices) -> Matrices:
@@ -175,6 +180,13 @@ def scaled(matrices: Matrices, weights: Sequence[float] | None) -> Matrices:
     if weights is None:
         return matrices
     return [root * W for root, W in zip(roots(weights, len(matrices)), matrices, strict=True)]
+
+
+def unscaled(matrices: Matrices, weights: Sequence[float] | None) -> Matrices:
+    """Undo `scaled`."""
+    if weights is None:
+        return matrices
+    return [W / root for root, W in zip(roots(weights, len(matrices)), matrices, strict=True)]
 
 
 def roots(weights: Sequence[float], depth: int) -> list[float]:

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from ..errors import ParameterError
 from ._arrays import Matrices, all_widened, computable, namespace, read_chain, read_matrix, squared_norm, widened
 from ._chain import roots, scaled
-from ._product import ProductSVD, product_svd
+from ._product import ProductSVD, check_rtol, product_svd
 
 
 def minimum_on_fibre(X: Any, depth: int, *, weights: Sequence[float] | None = None, rtol: float | None = None) -> Any:
@@ -40,6 +40,7 @@ def minimum_on_fibre(X: Any, depth: int, *, weights: Sequence[float] | None = No
     """
     matrix = widened(read_matrix(X))
     check_depth(depth)
+    check_rtol(rtol)
     xp = namespace(matrix)
     values = xp.linalg.svd(matrix, compute_uv=False)
     cut = values[0] * (max(matrix.shape) * float(xp.finfo(matrix.dtype).eps) if rtol is None else rtol)

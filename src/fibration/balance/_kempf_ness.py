@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,7 +13,7 @@ from .. import _validation, trees
 from ..errors import StepSizeError
 from ..trees import PyTree
 from ._action import AbstractAction, ChainAction, solve_generator
-from ._arrays import read_chain
+from ._arrays import in_float64, largest, like, read_chain
 
 _INNER = 1e-10  # relative residual of the equations for a Newton step
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo)
@@ -108,36 +107,6 @@ def kempf_ness(
         )
 
 
-def largest(tree: PyTree) -> float:
-    """Find a power of two near the largest entry; 1 if all are zero."""
-    found = max(float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in trees.coordinates(tree))
-    return 2.0 ** round(np.log2(found)) if found > 0 else 1.0
-
-
-def in_float64(tree: PyTree) -> PyTree:
-    """Take floating-point and complex leaves to JAX arrays of double precision; JAX must have been told to allow it."""
-
-    def convert(leaf: Any) -> Any:
-        if not eqx.is_inexact_array_like(leaf):
-            return leaf
-        wide = np.asarray(leaf)
-        return jnp.asarray(wide.astype(np.complex128 if wide.dtype.kind == "c" else np.float64))
-
-    return jax.tree.map(convert, tree)
-
-
-def like(given: PyTree, computed: PyTree) -> PyTree:
-    """Round leaves to the types of others, NumPy where those are NumPy."""
-
-    def convert(old: Any, new: Any) -> Any:
-        if not eqx.is_inexact_array_like(old):
-            return old
-        rounded = np.asarray(new).astype(old.dtype)
-        return rounded if isinstance(old, np.ndarray) else jnp.asarray(rounded)
-
-    return jax.tree.map(convert, given, computed)
-
-
 def _iterate(action: AbstractAction, params: PyTree, tolerance: float, max_iterations: int) -> KempfNess:
     here, message = _begin(action, params), ""
     history, travelled = [float(here.moment)], 0.0
@@ -183,8 +152,7 @@ def _begin(action: AbstractAction, params: PyTree) -> _Iterate:
 def _newton(action: AbstractAction, params: PyTree, length: Array) -> _Iterate:
     """Take one Newton step, halved until it lowers the length by its share of what the slope promises."""
     mu = action.moment_map(params)
-    xi, _ = solve_generator(action, params, mu, symmetric=True, rtol=_INNER, max_steps=1000)
-    xi = action.hermitian(xi)
+    xi = action.hermitian(solve_generator(action, params, mu, symmetric=True, rtol=_INNER))
     slope = trees.dot(xi, mu) / 2
     # Near the minimum the decrease drowns in the rounding of the length itself.
     slack = 8 * jnp.finfo(length.dtype).eps * length

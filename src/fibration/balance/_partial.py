@@ -12,11 +12,10 @@ from .. import trees
 from ..errors import ParameterError
 from ..trees import PyTree, is_traced
 from ._action import ChainAction, solve_generator
-from ._arrays import Matrices, computable
-from ._chain import narrowed, roots, scaled
+from ._arrays import Matrices, computable, in_float64, largest
+from ._chain import narrowed, scaled, unscaled
 from ._fibre import orbit
 from ._flows import follow, time_for_strength
-from ._kempf_ness import in_float64, largest
 
 _CORRECTIONS = 8
 
@@ -38,10 +37,7 @@ def partially_balanced(given: Matrices, strength: float, weights: Sequence[float
         start = in_float64(core)
         unit = largest(start)
         moved = [unit * np.asarray(W) for W in _follow([W / unit for W in start], strength)]
-    moved = lift(moved)
-    if weights is not None:
-        moved = [W / root for root, W in zip(roots(weights, len(moved)), moved, strict=True)]
-    return back(moved)
+    return back(unscaled(lift(moved), weights))
 
 
 def _follow(start: Matrices, strength: float) -> Matrices:
@@ -62,6 +58,6 @@ def _follow(start: Matrices, strength: float) -> Matrices:
 @eqx.filter_jit
 def _correct(action: ChainAction, W: Matrices, goal: PyTree) -> tuple[Matrices, Any]:
     excess = trees.scale(0.5, trees.subtract(action.moment_map(W), goal))
-    xi, _ = solve_generator(action, W, excess, symmetric=True, rtol=1e-10, max_steps=1000)
-    better = action.exponential(trees.scale(-1.0, action.hermitian(xi)), W)
+    xi = action.hermitian(solve_generator(action, W, excess, symmetric=True, rtol=1e-10))
+    better = action.exponential(trees.scale(-1.0, xi), W)
     return better, trees.norm(trees.subtract(action.moment_map(better), goal))

@@ -12,7 +12,8 @@ from ..plots._numbers import number
 from ..plots._plot import Dash
 from ..solvers import Trajectory
 from ._fibre import orbit
-from ._flows import observe_chain, squared_moment_rates
+from ._flows import observe_chain
+from ._squared_moment import squared_moment_rates
 
 Runs = Sequence[Trajectory] | Mapping[str, Trajectory]
 Curve = tuple[np.ndarray, np.ndarray]

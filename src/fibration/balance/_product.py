@@ -62,12 +62,8 @@ class ProductSVD:
         return self.right_frame.dense
 
     def threshold(self, rtol: float | None) -> Any:
-        """Say which singular values count as zero: those up to rtol·σ_1, or up to the noise.
-
-        **Raises:** `ParameterError` for an rtol outside [0, 1).
-        """
-        if rtol is not None and not 0 <= rtol < 1:
-            raise ParameterError(f"rtol = {rtol}", "a number in [0, 1)", "leave it out for the bound of rounding")
+        """Say which singular values count as zero: those up to rtol·σ_1, or up to the noise."""
+        check_rtol(rtol)
         return self.noise if rtol is None else rtol * self.values[0]
 
     def rank(self, rtol: float | None = None) -> int:
@@ -82,6 +78,12 @@ class ProductSVD:
         """Replace those that count as zero by zero."""
         xp = namespace(self.values)
         return xp.where(self.values > self.threshold(rtol), self.values, 0)
+
+
+def check_rtol(rtol: float | None) -> None:
+    """Raise `ParameterError` for an rtol outside [0, 1)."""
+    if rtol is not None and not 0 <= rtol < 1:
+        raise ParameterError(f"rtol = {rtol}", "a number in [0, 1)", "leave it out for the bound of rounding")
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ import optax
 from jaxtyping import Array, Int
 
 from .._validation import check_name
-from ..errors import ParameterError, ShapeError
-from ._arrays import Matrices, adjoint, read_chain, read_matrix
+from ..errors import ParameterError
+from ._arrays import Matrices, adjoint, read_chain
 from ._balanced import balanced
+from ._chain import read_hidden
 from ._frames import GAUGES
 
 
@@ -115,14 +116,7 @@ def imbalance_step(G: Sequence[Any], gradients: Sequence[Any], step_size: float,
     ```
     """
     steps = read_chain(gradients)
-    before = [read_matrix(matrix, f"G_{number}") for number, matrix in enumerate(G, 1)]
-    wanted = [(D.shape[0], D.shape[0]) for D in steps[:-1]]
-    if [matrix.shape for matrix in before] != wanted:
-        raise ShapeError(
-            f"imbalances of shapes {[matrix.shape for matrix in before]}",
-            f"one for each hidden layer: shapes {wanted}",
-            "pass `imbalance(Ws)` of the chain whose gradients these are",
-        )
+    before = read_hidden(G, "G", steps)
     kept, added = (1 - step_size * weight_decay) ** 2, step_size**2
     return [
         kept * matrix + added * (adjoint(D_next) @ D_next - D @ adjoint(D))
