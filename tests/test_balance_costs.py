@@ -13,7 +13,7 @@ import fibration as fb
 from fibration.balance import end_to_end, factor, imbalance
 from fibration.balance._costs import completion, factored, regression, sensing, shrinkage
 from fibration.balance._learning import LearningFlow
-from fibration.balance._rebalance import imbalance_step, rebalanced
+from fibration.balance._rebalance import imbalance_step, rebalance
 from fibration.errors import ApplyError, IntegerDataError, ParameterError, ShapeError
 from fibration.flows import WeightDecay
 from fibration.solvers import solve
@@ -106,7 +106,7 @@ def test_factored_applies_share_compilations_and_regression_forms_no_product():
         (lambda: shrinkage([-1.0], 1.0, 2), ParameterError),
         (lambda: shrinkage([1.0], np.nan, 2), ParameterError),
         (lambda: shrinkage([1.0], 1.0, 0), ParameterError),
-        (lambda: rebalanced(optax.sgd(0.1), every=0), ParameterError),
+        (lambda: rebalance(optax.sgd(0.1), every=0), ParameterError),
         (lambda: imbalance_step([np.eye(3)], [np.ones((2, 3)), np.ones((3, 2))], 0.1), ShapeError),
     ],
 )
@@ -254,7 +254,7 @@ def test_imbalance_does_not_decay_under_weight_decay_of_some_layers_only():
 @pytest.mark.parametrize(("every", "gauge"), [(1, "svd"), (3, "nearest")])
 def test_rebalanced_descent_is_descent_followed_by_balancing(every, gauge):
     problem, Ws = factored(regression(INPUTS, TARGETS)), chain(4, (3, 3, 2, 2))
-    run = fb.descend(problem, rebalanced(optax.sgd(0.1), every=every, gauge=gauge), Ws, steps=6)
+    run = fb.descend(problem, rebalance(optax.sgd(0.1), every=every, gauge=gauge), Ws, steps=6)
     current = Ws
     for k in range(1, 7):
         current = [W - 0.1 * D for W, D in zip(current, problem.gradient(current), strict=True)]
@@ -271,7 +271,7 @@ def test_splitting_is_the_learning_flow_with_order_one():
     steps = np.array([100, 200, 400, 800])
     errors = []
     for n in steps:
-        run = fb.descend(factored(problem), rebalanced(optax.sgd(1 / n)), Ws, steps=int(n), save_every=int(n))
+        run = fb.descend(factored(problem), rebalance(optax.sgd(1 / n)), Ws, steps=int(n), save_every=int(n))
         errors.append(np.linalg.norm(end_to_end(run.final_params) - flow.params[-1]))
     order = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
     assert 0.95 < order < 1.05, (order, errors)
@@ -279,7 +279,7 @@ def test_splitting_is_the_learning_flow_with_order_one():
 
 def test_rebalanced_leaves_the_optimiser_inside_alone_and_asks_for_parameters():
     Ws = chain(6, (2, 3, 2))
-    optimiser = rebalanced(optax.adam(0.1), every=2)
+    optimiser = rebalance(optax.adam(0.1), every=2)
     state = optimiser.init(Ws)
     gradients = [jnp.ones_like(W) for W in Ws]
     _, state = optimiser.update(gradients, state, Ws)

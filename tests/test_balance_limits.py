@@ -85,7 +85,7 @@ def test_a_lora_start_survives_rebalancing():
     problem = B.factored(B.regression(rng.normal(size=(20, 3)), rng.normal(size=(20, 2))))
     start = [jnp.asarray(rng.normal(size=(4, 3))), jnp.zeros((2, 4))]
     schedule = optax.linear_schedule(0.0, 0.1, 10)  # the first update is zero
-    run = fb.descend(problem, B.rebalanced(optax.sgd(schedule)), start, steps=30)
+    run = fb.descend(problem, B.rebalance(optax.sgd(schedule)), start, steps=30)
     assert run.costs[-1] < run.costs[0] - 1e-3
     for V, W in zip(jax.jit(B.balanced)(start), start, strict=True):
         np.testing.assert_array_equal(V, W)
@@ -173,4 +173,4 @@ def test_odd_arguments_are_named():
     with pytest.raises(ParameterError, match=r"\[0, 1\)"):
         B.balanced([np.eye(2)] * 2, rtol=2.0)
     with pytest.raises(UnknownNameError, match="gauge"):
-        B.rebalanced(optax.sgd(0.1), 1, "foo")
+        B.rebalance(optax.sgd(0.1), gauge="foo")

@@ -13,6 +13,7 @@ jax.config.update("jax_enable_x64", True)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+import optax  # noqa: E402
 
 import fibration as fb  # noqa: E402
 from fibration.balance._density_plot import density_plot  # noqa: E402
@@ -142,7 +143,26 @@ def density():
     return plots
 
 
+def units():
+    """Balance a network after Adam trained it on digits from a standard start: dense, and convolutional."""
+    data = fb.datasets.digits()
+    targets, plots = fb.datasets.one_hot(data.targets), []
+    key = jax.random.key(0)
+    networks = {
+        "Dense, 64-128-128-10": (fb.networks.mlp((64, 128, 128, 10), "relu", key=key), (-1, 64)),
+        "Convolutional": (fb.networks.convnet((8, 8, 1), 10, key=key, kernel=3, dense=(64,)), (-1, 8, 8, 1)),
+    }
+    for title, ((apply, params), shape) in networks.items():
+        problem = fb.Problem(apply, jnp.asarray(data.inputs).reshape(shape)[:600], jnp.asarray(targets)[:600])
+        run = fb.descend(problem, optax.adam(3e-3), params, steps=400)
+        _, report = B.network((apply, run.final_params))
+        print(title, run.costs[-1], report)
+        plots.append(titled(B.network_plot(report), title))
+    return plots
+
+
 FIGURES = {
+    "units": (units, (9.6, 4.4)),
     "fibres": (fibres, (5.6, 6.2)),
     "flows": (flows, (10.0, 4.2)),
     "learning": (lambda: [regression(), completion()], (9.6, 4.0)),
@@ -152,7 +172,7 @@ FIGURES = {
 
 
 def main():
-    """Draw the five figures, or those that are named."""
+    """Draw the figures, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     parser.add_argument("names", nargs="*", help=f"of {', '.join(FIGURES)}; all by default")

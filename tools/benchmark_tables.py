@@ -102,10 +102,58 @@ def balance(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rescaling(results: dict[str, Any]) -> str:
+    """Networks: Newton's method beside sweeps and forward passes."""
+    lines = [
+        "| network | parameters, units | `rescaling`, `network`, seconds | Newton iterations | "
+        "each, of a forward pass | sweeps | function changed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        ratio = f"{row['ratio']:.1f}" if row["ratio"] > 0.1 else f"{row['ratio']:.3f}"
+        lines.append(
+            f"| {row['name']} | {row['parameters']:,}, {row['units']:,} | {row['rescaling']:.2f}, "
+            f"{row['network']:.2f} | {row['iterations']} | {ratio} | {row['sweeps']} | {row['change']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def adapters(results: dict[str, Any]) -> str:
+    """Adapters on disk."""
+    lines = [
+        "| 224 pairs, r = 16 | type | strength | file, MB | seconds | peak, MB | of it imports | product changed |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["cases"]:
+        lines.append(
+            f"| {row['name']} | {row['type']} | {row['strength']:g} | {row['file_mb']:.0f} | {row['seconds']:.1f} | "
+            f"{row['peak_rss_mb']:.0f} | {row['rss_after_imports_mb']:.0f} | {row['largest_change']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def linear_systems(results: dict[str, Any]) -> str:
+    """Balanced truncation, beside slycot and pyMOR."""
+    lines = ["| n = 200 | time | seconds | of slycot's | bounds differ by |", "|---|---|---|---|---|"]
+    for row in results["dense"]:
+        time = "discrete" if row["discrete"] else "continuous"
+        difference = f"{row['difference']:.0e}" if row["difference"] else ""
+        lines.append(f"| {row['what']} | {time} | {row['seconds']:.3f} | {row['ratio']:.2f} | {difference} |")
+    lines += ["", "| n = 1,000 | seconds | MB more |", "|---|---|---|"]
+    lines += [f"| {row['what']} | {row['seconds']:.1f} | {row['megabytes']:.0f} |" for row in results["large"]]
+    exact = results["digits"]["exact"]
+    lines += ["", f"| smallest Hankel singular value, {exact:.2e} | relative error |", "|---|---|"]
+    lines += [f"| {row['what']} | {row['error']:.0e} |" for row in results["digits"]["rows"]]
+    return "\n".join(lines)
+
+
 WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gradient_flow": ("benchmarks", gradient_flow),
     "minimizers": ("benchmarks", minimizers),
     "balance": ("benchmarks", balance),
+    "rescaling": ("benchmarks", rescaling),
+    "adapters": ("benchmarks", adapters),
+    "linear_systems": ("benchmarks", linear_systems),
     "minimizers_gallery": ("minimizers", minimizers_gallery),
 }
 

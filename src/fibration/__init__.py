@@ -7,7 +7,20 @@ A network is a map from parameters to functions; training moves between the fibr
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import balance, curvature, datasets, errors, fidelity, flows, minimizers, networks, plots, solvers, trees
+from . import (
+    balance,
+    curvature,
+    datasets,
+    errors,
+    fidelity,
+    flows,
+    minimizers,
+    networks,
+    plots,
+    solvers,
+    trees,
+    weights,
+)
 from ._version import __version__
 from .flows import AbstractFlow, GradientFlow
 from .losses import AbstractLoss, CrossEntropy, SquaredError
@@ -50,6 +63,7 @@ __all__ = [
     "stack",
     "study",
     "trees",
+    "weights",
 ]
 
 

@@ -8,10 +8,11 @@ from typing import Annotated
 import jax
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from . import plots, report, study
+from . import plots, report, study, weights
 from ._validation import writable_directory
 from ._version import __version__
 from .errors import FibrationError, MissingExtraError
@@ -25,6 +26,13 @@ app: typer.Typer = typer.Typer(
 )
 reproduce: typer.Typer = typer.Typer(help="Repeat a paper's experiments.", no_args_is_help=True)
 app.add_typer(reproduce, name="reproduce")
+
+
+class Gauge(StrEnum):
+    """The choice among balanced pairs, as `--gauge` takes it."""
+
+    NEAREST = "nearest"
+    SVD = "svd"
 
 
 class Model(StrEnum):
@@ -118,6 +126,49 @@ def elkabetz_cohen(
 
 
 @app.command()
+def balance(
+    path: Annotated[Path, typer.Argument(help="A LoRA adapter's directory, a checkpoint's, or a safetensors file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the balanced copy is to appear; nothing may be there.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="From 0, nothing, to 1, full balance.")] = 1.0,
+    gauge: Annotated[Gauge, typer.Option(help="Which balanced pair: the nearest, or that of the SVD.")] = Gauge.NEAREST,
+    page: Annotated[Path | None, typer.Option("--report", help="An HTML page with plots and all numbers.")] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace the input's files; then without --out.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="Print a row for each pair, however many there are.")] = False,
+) -> None:
+    """Balance weights on disk: a copy that computes the same, with factors of equal size. Never unpickles."""
+    if page is not None:
+        _check_extra()
+        if out is None or not page.resolve().is_relative_to(out.resolve()):
+            writable_directory(page.parent)
+    terminal = Console(stderr=True)
+    with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
+        line = bars.add_task("balancing", total=None)
+        result = weights.balance_weights(
+            path,
+            out,
+            strength=strength,
+            gauge=gauge.value,
+            in_place=in_place,
+            progress=lambda done, total, _: bars.update(line, completed=done, total=total),
+        )
+    console = _console(180)
+    for table in report.weights_tables(result, every=every):
+        drawn = Table(*table.columns, title=Text(table.title), title_justify="left")
+        for row in table.rows:
+            drawn.add_row(*map(Text, row))
+        console.print(drawn)
+    for sentence in (*report.weights_sentences(result), *(f"Note: {note}." for note in result.notes)):
+        print(sentence)
+    print(f"\nThe weights: {result.out}")
+    if page is not None:
+        print(f"The page: {report.write_page(report.weights_page(result), page).resolve()}")
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, devices, precision, and which extras are missing."""
     table = Table(show_header=False, box=None)
@@ -127,13 +178,21 @@ def doctor() -> None:
     for extra, missing in study.extras().items():
         state = "complete" if not missing else f"missing {', '.join(missing)}: pip install 'fibration[{extra}]'"
         table.add_row(f"extra {extra}", Text(state))  # not markup: an extra stands in brackets
-    # Wide enough that no line is folded in a file or a bug report.
-    Console(width=None if Console().is_terminal else 120).print(table)
+    _console(120).print(table)
+
+
+def _console(width: int) -> Console:
+    """Print so wide that no line is folded in a file or a bug report; on a terminal, as wide as it is."""
+    return Console(width=None if Console().is_terminal else width)
 
 
 def _check_before_work(out: Path) -> None:
     """Say before minutes of work, not after them, what would keep the page from being written."""
     writable_directory(out)
+    _check_extra()
+
+
+def _check_extra() -> None:
     if missing := study.extras()["report"]:
         raise MissingExtraError(
             f"{', '.join(missing)} cannot be imported", "the extra `report`", "pip install 'fibration[report]'"

@@ -142,6 +142,10 @@ class SingularProductError(FibrationError, ValueError):
     """A product of lower rank than a formula needs."""
 
 
+class UnstableSystemError(FibrationError, ValueError):
+    """A linear system with poles that are not inside the region of stability, where a call needs them there."""
+
+
 class FlowError(FibrationError, TypeError):
     """A flow or field that returns something other than a velocity shaped like the parameters."""
 

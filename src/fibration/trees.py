@@ -51,11 +51,16 @@ def as_coordinates(tree: PyTree) -> PyTree:
     """
 
     def convert(leaf: Any) -> Any:
-        number = isinstance(leaf, float | complex) or (isinstance(leaf, np.generic) and eqx.is_inexact_array_like(leaf))
-        array = isinstance(leaf, np.ndarray) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-        return jnp.asarray(leaf) if number or array else leaf
+        return jnp.asarray(leaf) if is_coordinate(leaf) and not isinstance(leaf, jax.Array) else leaf
 
     return jax.tree.map(convert, tree)
+
+
+def is_coordinate(leaf: Any) -> bool:
+    """Tell whether a leaf holds real or complex numbers: an array of JAX or NumPy, or a number."""
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))  # of bfloat16 too, which NumPy does not count
+    return isinstance(leaf, float | complex)
 
 
 def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:

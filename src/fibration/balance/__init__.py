@@ -1,4 +1,4 @@
-"""Balance: the fibres of deep linear networks, their moment map, balanced points, flows, learning and entropy."""
+"""Balance: parameters on a fibre, their moment map and the balanced ones, for linear and for real networks."""
 
 from ._action import AbstractAction, ChainAction
 from ._balanced import balanced, factor
@@ -12,29 +12,60 @@ from ._fibre import Orbit, distance_bounds, excess, minimum_on_fibre, orbit, ran
 from ._flows import flow
 from ._kempf_ness import KempfNess, kempf_ness
 from ._langevin import LangevinSample, langevin
+from ._layers import (
+    PairReport,
+    attention,
+    gated,
+    pair,
+    query_key_norm,
+    transport_gradients,
+    transport_state,
+    value_output,
+)
 from ._learning import LearningFlow, metric, preconditioner
 from ._plots import fibre_plot, moment_plot
 from ._prior import log_prior
 from ._projection import project
-from ._rebalance import imbalance_step, rebalanced
+from ._rebalance import imbalance_step, rebalance
+from ._rescaling import NetworkReport, Rescaling, network, network_plot, rescaling
 from ._squared_moment import riccati_path, squared_moment_rates
+from ._systems import (
+    BalancedRealization,
+    LinearSystem,
+    Truncation,
+    balancing_flow,
+    euclidean_realization,
+    gramians,
+    hankel_singular_values,
+    realization,
+    truncate,
+)
 from ._value_plots import fast_slow_plot, singular_value_path, singular_value_plot
 
 __all__ = [
     "AbstractAction",
+    "BalancedRealization",
     "ChainAction",
     "KempfNess",
     "LangevinSample",
     "LearningFlow",
+    "LinearSystem",
+    "NetworkReport",
     "Orbit",
+    "PairReport",
+    "Rescaling",
+    "Truncation",
     "act",
+    "attention",
     "balanced",
+    "balancing_flow",
     "completion",
     "density_plot",
     "distance_bounds",
     "dual_multiplier",
     "end_to_end",
     "entropy",
+    "euclidean_realization",
     "excess",
     "factor",
     "factored",
@@ -44,6 +75,9 @@ __all__ = [
     "fibre_velocity",
     "flow",
     "free_energy",
+    "gated",
+    "gramians",
+    "hankel_singular_values",
     "imbalance",
     "imbalance_step",
     "kempf_ness",
@@ -54,18 +88,28 @@ __all__ = [
     "minimum_on_fibre",
     "moment_map",
     "moment_plot",
+    "network",
+    "network_plot",
     "orbit",
+    "pair",
     "partial_products",
     "preconditioner",
     "project",
+    "query_key_norm",
     "rank_pattern",
-    "rebalanced",
+    "realization",
+    "rebalance",
     "regression",
     "regularizer",
+    "rescaling",
     "riccati_path",
     "sensing",
     "shrinkage",
     "singular_value_path",
     "singular_value_plot",
     "squared_moment_rates",
+    "transport_gradients",
+    "transport_state",
+    "truncate",
+    "value_output",
 ]

@@ -12,7 +12,7 @@ from .. import trees
 from ..trees import PyTree
 from ._arrays import adjoint, hermitian
 
-_ROUNDING = 8 * 2.0**-52  # of the equations, relative to |W|², in double precision
+_ROUNDING = 8  # machine epsilons of the equations, relative to |W|²
 _STEPS = 1000
 _WEAKEST = 1e-4  # relative to the strongest direction, that the preconditioner tells apart
 
@@ -127,6 +127,7 @@ def solve_generator(action: AbstractAction, W: PyTree, right: PyTree, *, symmetr
         return action.precondition(W, xi, symmetric)
 
     # Conjugate gradients that are asked for less than rounding leaves of the residual go astray.
-    rounding: Any = _ROUNDING * trees.dot(W, W)
+    square = trees.dot(W, W)
+    rounding: Any = _ROUNDING * jnp.finfo(square.dtype).eps * square
     xi, _ = jax.scipy.sparse.linalg.cg(operator, right, tol=rtol, atol=rounding, maxiter=_STEPS, M=precondition)
     return xi

@@ -51,7 +51,7 @@ class _Iterate(eqx.Module):
     length: Float[Array, ""]  # ½|W|²
     moment: Float[Array, ""]  # |μ|
     step: Float[Array, ""]  # the share of the Newton step that was taken
-    moved: Float[Array, ""]  # the largest entry of what was exponentiated
+    generator: PyTree  # what was exponentiated
 
 
 def kempf_ness(
@@ -108,26 +108,27 @@ def kempf_ness(
 
 
 def _iterate(action: AbstractAction, params: PyTree, tolerance: float, max_iterations: int) -> KempfNess:
-    here, message = _begin(action, params), ""
-    history, travelled = [float(here.moment)], 0.0
+    here, message = begin(action, params), ""
+    history, last, travelled = [float(here.moment)], 0.0, 0.0
     while float(here.moment) > tolerance * 2 * float(here.length):
         if len(history) > max_iterations:
             message = f"the limit of {max_iterations} iterations was reached"
             break
-        there = _newton(action, here.params, here.length)
+        there = newton_step(action, here.params, here.length)
         no_shorter = float(there.length) >= (1 - _ROUNDING) * float(here.length)
         stalled = no_shorter and float(there.moment) > _STALLED * float(here.moment)
         if float(there.step) == 0 or stalled or not np.isfinite(float(there.moment)):
             break
         here = there
         history.append(float(here.moment))
-        travelled += float(here.moved)
+        last = max(float(jnp.max(jnp.abs(x), initial=0.0)) for x in jax.tree.leaves(here.generator))
+        travelled += last
         if travelled > _FAR:
             break
     relative = float(here.moment) / max(2 * float(here.length), np.finfo(float).tiny)
     # |μ| is made of sums of products of entries: |W|² times the machine epsilon is its rounding.
     balanced = relative <= max(tolerance, 100 * np.finfo(float).eps)
-    if travelled > _FAR or (balanced and float(here.moved) > _SMALL):
+    if travelled > _FAR or (balanced and last > _SMALL):
         message = _NO_MINIMUM
     elif not balanced and not message:
         message = (
@@ -143,16 +144,18 @@ def _length(params: PyTree) -> Float[Array, ""]:
 
 
 @eqx.filter_jit
-def _begin(action: AbstractAction, params: PyTree) -> _Iterate:
-    zero = jnp.zeros(())
-    return _Iterate(params, _length(params), trees.norm(action.moment_map(params)), zero, zero)
+def begin(action: AbstractAction, params: PyTree) -> _Iterate:
+    """Look at parameters, before any step."""
+    return _Iterate(params, _length(params), trees.norm(action.moment_map(params)), jnp.ones(()), None)
 
 
 @eqx.filter_jit
-def _newton(action: AbstractAction, params: PyTree, length: Array) -> _Iterate:
+def newton_step(action: AbstractAction, params: PyTree, length: Array) -> _Iterate:
     """Take one Newton step, halved until it lowers the length by its share of what the slope promises."""
     mu = action.moment_map(params)
-    xi = action.hermitian(solve_generator(action, params, mu, symmetric=True, rtol=_INNER))
+    xi = action.hermitian(
+        solve_generator(action, params, mu, symmetric=True, rtol=max(_INNER, 8 * float(jnp.finfo(length.dtype).eps)))
+    )
     slope = trees.dot(xi, mu) / 2
     # Near the minimum the decrease drowns in the rounding of the length itself.
     slack = 8 * jnp.finfo(length.dtype).eps * length
@@ -170,5 +173,4 @@ def _newton(action: AbstractAction, params: PyTree, length: Array) -> _Iterate:
     )
     step = jnp.where(halvings < _HALVINGS, step, 0.0)
     new = reached(step)
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x)) for x in jax.tree.leaves(xi)]))
-    return _Iterate(new, _length(new), trees.norm(action.moment_map(new)), step, step * largest / 2)
+    return _Iterate(new, _length(new), trees.norm(action.moment_map(new)), step, trees.scale(-step / 2, xi))

@@ -1,4 +1,4 @@
-"""What steps of training do to the imbalance, and an optimiser that takes it away every few steps."""
+"""What steps of training do to the imbalance, and an optimiser wrapper that takes it away every few steps."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,81 +11,127 @@ from jaxtyping import Array, Int
 
 from .._validation import check_name
 from ..errors import ParameterError
-from ._arrays import Matrices, adjoint, read_chain
+from ._arrays import Matrices, adjoint, all_widened, read_chain
 from ._balanced import balanced
 from ._chain import read_hidden
 from ._frames import GAUGES
+from ._layers._transport import Chains, chain_selector, replace_chains, reset_state, transport_state
+from ._product import product_svd
+from ._rescaling import Rescaling
 
 
-class RebalancedState(NamedTuple):
+class RebalanceState(NamedTuple):
     """The state of the optimiser inside, and the number of steps taken."""
 
     inner: Any
     steps: Int[Array, ""]
 
 
-def rebalanced(
-    optimiser: optax.GradientTransformation, every: int = 1, gauge: str = "svd"
+def rebalance(
+    optimizer: optax.GradientTransformation,
+    every: int = 1,
+    *,
+    chains: Chains | None = None,
+    rescaling: Rescaling | None = None,
+    gauge: str = "nearest",
+    memory: str = "transport",
+    on_rank_loss: str = "skip",
 ) -> optax.GradientTransformationExtraArgs:
-    """Balance a chain after every k-th step of an optimiser: splitting of learning and balancing.
+    """Balance after every k-th step of an optimiser, and move what it remembers along.
 
-    Gradient descent with a small step η then follows the learning flow (`LearningFlow`), with an error of order η, from
-    any start, balanced or not (derived).
+    For chains and plain gradient descent this splits learning and balancing: with a small step η it follows the
+    learning flow (`LearningFlow`), with an error of order η, from any start, balanced or not (derived).
 
     **Arguments:**
 
-    - `optimiser`: any optax optimiser, for parameters that are a list of matrices, W_1 first.
-    - `every`: k ≥ 1; `gauge`: the frames of the balanced chain, see `balanced`: "nearest" disturbs the optimiser least.
+    - `optimizer`: any optax optimiser; `every`: k ≥ 1.
+    - `chains`: a function from parameters to the chains in them, each a list of matrices with W_1 first, such as
+      `lambda params: [[params["A"], params["B"]]]` for an adapter with the product B A. By default the parameters are
+      one chain.
+    - `rescaling`: that of a ReLU network, as `rescaling` finds it; chains are then balanced only if they are given, and
+      first.
+    - `gauge`: the frames of balanced chains, see `balanced`; "nearest" disturbs the optimiser least.
+    - `memory`: "transport" moves momenta as gradients, and averages of squares as `transport_state` says; "reset"
+      forgets both, and the counters that correct their bias; "keep" leaves what refers to the parameters before they
+      were balanced.
+    - `on_rank_loss`: what to do with a chain whose product has lower rank than its narrowest layer, as that of an
+      adapter after few steps. "skip" leaves it alone until the rank is full, since balancing would delete directions
+      for good; "drop" deletes them, as `balanced` does in compiled code. A chain of zero product, such as an adapter
+      at its start, is left alone always.
 
-    **Returns:** an optax optimiser, for `descend(factored(problem), rebalanced(optax.sgd(0.1), every=10), Ws, …)`.
+    **Returns:** an optax optimiser, which can be compiled and serves `descend`:
+    `descend(factored(problem), rebalance(optax.sgd(0.1), every=10), Ws, …)`. Computed in the parameters' own
+    precision. A step that balances costs a singular value decomposition at the narrowest layer of each chain, and,
+    with "transport" and an optimiser that remembers, one for each layer.
 
-    What the optimiser inside remembers is left as it is: plain gradient descent remembers nothing, but the momentum of
-    others, and Adam's moments, refer to the chain before it was balanced. Directions that do not reach the output are
-    dropped, as far as rounding can tell, since ranks cannot be looked at in compiled code; a chain of zero product,
-    such as a LoRA adapter at its start, is left alone.
+    **Raises:** `ParameterError` if `every` is no positive integer; `UnknownNameError`; when it steps, `ParameterError`
+    without parameters or for chains that are none, and those of `balanced`.
 
-    **Raises:** `ParameterError` if `every` is no positive integer; `UnknownNameError` for a gauge; when it steps,
-    `ParameterError` without parameters, and those of `balanced`.
+    **Source:** derived.
 
     ```python
     >>> import jax.numpy as jnp, optax
     >>> import fibration as fb
     >>> problem = fb.balance.factored(fb.balance.regression(jnp.ones((1, 1)), jnp.ones((1, 1))))
     >>> start = [jnp.array([[3.0]]), jnp.array([[0.1]])]
-    >>> run = fb.descend(problem, fb.balance.rebalanced(optax.sgd(0.1)), start, steps=5)
+    >>> run = fb.descend(problem, fb.balance.rebalance(optax.sgd(0.1)), start, steps=5)
     >>> bool(jnp.abs(fb.balance.imbalance(run.final_params)[0][0, 0]) < 1e-5)
     True
 
     ```
     """
-    if not isinstance(every, int | np.integer) or every < 1:
+    if isinstance(every, bool) or not isinstance(every, int | np.integer) or every < 1:
         raise ParameterError(f"every = {every!r}", "a positive integer, a number of steps", "pass every=1")
     check_name("gauge", gauge, GAUGES)
-    inner = optax.with_extra_args_support(optimiser)
+    check_name("memory", memory, ("transport", "reset", "keep"))
+    check_name("on_rank_loss", on_rank_loss, ("skip", "drop"))
+    inner, select = optax.with_extra_args_support(optimizer), chain_selector(chains, rescaling)
 
-    def init(params: Any) -> RebalancedState:
-        return RebalancedState(inner.init(params), jnp.zeros((), jnp.int32))
+    def balance(params: Any, state: Any) -> tuple[Any, Any]:
+        """Balance chains, then rescale; the memory moves with each."""
+        found = [[jnp.asarray(W) for W in chain] for chain in select(params)]
+        moved = replace_chains(params, select, [_balanced_chain(chain, gauge, on_rank_loss) for chain in found])
+        scales = None if rescaling is None else rescaling.log_scales(moved)
+        scaled = moved if rescaling is None else rescaling.exponential(scales, moved)
+        if memory == "reset":
+            return scaled, reset_state(state, inner.init(scaled))
+        if memory == "transport":
+            state = transport_state(state, params, moved, chains=select)
+            if rescaling is not None:
+                state = transport_state(state, moved, scaled, rescaling=rescaling, log_scales=scales)
+        return scaled, state
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, RebalancedState]:
+    def init(params: Any) -> RebalanceState:
+        return RebalanceState(inner.init(params), jnp.zeros((), jnp.int32))
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, RebalanceState]:
         if params is None:
             raise ParameterError(
                 "an update without parameters",
-                "the chain that is to be balanced",
+                "the parameters that are to be balanced",
                 "call update(gradient, state, params)",
             )
-        updates, memory = inner.update(updates, state.inner, params, **extra)
+        updates, remembered = inner.update(updates, state.inner, params, **extra)
         steps = state.steps + 1
-        leaves, structure = jax.tree.flatten(optax.apply_updates(params, updates))
-        chain = jax.lax.cond(
-            steps % every == 0,
-            lambda chain: balanced(chain, gauge=gauge),
-            lambda chain: chain,
-            [jnp.asarray(W) for W in leaves],
+        trained = jax.tree.map(jnp.asarray, optax.apply_updates(params, updates))
+        remembered = jax.tree.map(jnp.asarray, remembered)
+        new, remembered = jax.lax.cond(
+            steps % every == 0, balance, lambda params, state: (params, state), trained, remembered
         )
-        updates = jax.tree.map(lambda new, old: new - old, jax.tree.unflatten(structure, chain), params)
-        return updates, RebalancedState(memory, steps)
+        updates = jax.tree.map(lambda after, before: after - before, new, params)
+        return updates, RebalanceState(remembered, steps)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _balanced_chain(chain: Matrices, gauge: str, on_rank_loss: str) -> Matrices:
+    """Balance within a transformation, where ranks cannot be looked at but numbers can be chosen."""
+    new = balanced(chain, gauge=gauge)
+    if on_rank_loss == "drop":
+        return new
+    svd = product_svd(all_widened(chain))
+    full = svd.values[-1] > svd.noise
+    return [jnp.where(full, after, before) for after, before in zip(new, chain, strict=True)]
 
 
 def imbalance_step(G: Sequence[Any], gradients: Sequence[Any], step_size: float, weight_decay: float = 0.0) -> Matrices:

@@ -9,6 +9,7 @@ from ._elkabetz_cohen_plots import elkabetz_cohen_figure, elkabetz_cohen_plots, 
 from ._fidelity_page import fidelity_page, three_sentences
 from ._fidelity_plots import fidelity_plots, summary_figure
 from ._page import Page, Table, write_page
+from ._weights_page import weights_page, weights_sentences, weights_tables
 
 __all__ = [
     "Page",
@@ -23,5 +24,8 @@ __all__ = [
     "relu_order_plots",
     "summary_figure",
     "three_sentences",
+    "weights_page",
+    "weights_sentences",
+    "weights_tables",
     "write_page",
 ]
