@@ -9,6 +9,10 @@
 - large: 1,000 states, each in a process of its own; bytes are the growth of the largest resident set (Linux).
 """
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads would wait for one another
+
 import argparse
 import functools
 import json

@@ -73,7 +73,7 @@ def measure(name, apply, params, x):
     found = edges(action, [np.asarray(w) for w in jax.tree.leaves(params)])
     batch = jnp.asarray(rng.normal(size=(1000, *x.shape)))
     forward = jax.jit(jax.vmap(apply, (None, 0)))
-    passes, _ = timed(lambda: forward(params, batch), 3)
+    passes, _ = timed(lambda: forward(params, batch), 15 if x.ndim == 1 else 2)
     tracing, _ = timed(lambda: B.rescaling(apply, params, x), 3)
     whole, (_, report) = timed(lambda: B.network((apply, params), x), 3)
     full, done = timed(lambda: newton(found, action.groups, 1e-14, 100))

@@ -105,6 +105,21 @@ def dense_blocks(params, x):
     return params["d"] @ second[1:] - params["e"] * second[0]
 
 
+def scanned(params, x):
+    """Layers in one stack, and a recurrent network over a sequence."""
+
+    def layer(h, weights):
+        return jax.nn.relu(weights["w"] @ h + weights["b"]), None
+
+    def step(h, v):
+        h = jax.nn.relu(params["u"] @ v + params["r"] @ h)
+        return h, h[0]
+
+    deep, _ = jax.lax.scan(layer, x[0], {"w": params["w"], "b": params["b"]})
+    last, firsts = jax.lax.scan(step, jnp.zeros(3), x)
+    return params["c"] @ deep + params["d"] @ last + params["e"] * firsts.sum()
+
+
 def dictionary(**shapes):
     rng = np.random.default_rng(7)
     return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
@@ -143,6 +158,11 @@ CATALOGUE = {
     "batch norm": (lambda: batch_normed(_key()), (6, 6, 2), 8),
     "sequence": (lambda: (sequence, dictionary(a=(5, 3), b=(5,), c=(4, 5), d=(2, 4))), (6, 3), 9),
     "squared": (lambda: (squared, dictionary(a=(5, 3), b=(5,), c=(2, 5))), (3,), 5),
+    "scan": (
+        lambda: (scanned, dictionary(w=(3, 4, 4), b=(3, 4), u=(3, 4), r=(3, 3), c=(2, 4), d=(2, 3), e=(2,))),
+        (5, 4),
+        15,
+    ),
     "blocks": (
         lambda: (dense_blocks, dictionary(a=(4, 3), b=(5, 7), c=(5,), d=(2, 4), e=(2,))), (3,), 9,
     ),

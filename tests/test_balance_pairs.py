@@ -213,3 +213,13 @@ def broken(W, value=np.nan):
 def test_bad_input_is_refused_by_name(call, error, text):
     with pytest.raises(error, match=text):
         call(*adapter(0))
+
+
+def test_norms_whose_squares_overflow():
+    rng = np.random.default_rng(0)
+    left, right = rng.normal(size=(20, 4)) * 1e-160, rng.normal(size=(4, 30)) * 1e160
+    (B, A), report = pair(left, right)
+    np.testing.assert_allclose(B @ A, left @ right, rtol=1e-11)
+    np.testing.assert_allclose(B.T @ B, A @ A.T, atol=1e-13 * np.linalg.norm(A) ** 2)
+    assert np.isnan(report.imbalance[0])
+    assert report.change < 1e-14

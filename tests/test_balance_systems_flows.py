@@ -195,3 +195,14 @@ def test_euclidean_realization_gives_back_what_it_was_given(rng):
     assert isinstance(found.params.C, jnp.ndarray)
     assert found.params.dt is True
     np.testing.assert_array_equal(found.params.D, np.ones((3, 2)))
+
+
+def test_euclidean_realisations_do_not_depend_on_units():
+    rng = np.random.default_rng(1)
+    A, b, c = random_system(rng, 4)
+    H = transfer(A, b, c, 1.3j)
+    for decades in (4, 8):
+        d = 10.0 ** np.linspace(-decades, decades, 4)
+        found = fb.balance.euclidean_realization(d[:, None] * A / d, d[:, None] * b, c / d)
+        assert found.converged
+        np.testing.assert_allclose(transfer(*found.params[:3], 1.3j), H, atol=1e-11 * np.linalg.norm(H))

@@ -324,6 +324,19 @@ def test_chains_and_rescaling_together():
     assert np.abs(moments.nu["first"] - 0.001).max() > 1e-5
 
 
+def test_a_run_that_diverges_ends():
+    # the decomposition of a matrix with an infinity does not return
+    Ws = [jnp.ones((4, 40)).at[0, 0].set(jnp.inf), jnp.ones((30, 4))]
+    for W in jax.jit(lambda Ws: B.balanced(Ws, gauge="nearest"))(Ws):
+        assert np.isnan(W).all()
+    for optimiser in (rebalance(optax.adam(0.1)), rebalance(optax.sgd(0.1, momentum=0.9), every=2)):
+        state = jax.vmap(optimiser.init)([W[None] for W in Ws])
+        update = jax.jit(jax.vmap(optimiser.update))
+        for _ in range(2):
+            updates, state = update([jnp.ones((1, *W.shape)) for W in Ws], state, [W[None] for W in Ws])
+        assert np.isfinite(updates[1]).all()
+
+
 def test_bad_arguments():
     with pytest.raises(ParameterError, match="every"):
         rebalance(optax.sgd(0.1), 0)

@@ -86,6 +86,23 @@ def test_what_is_refused(adapter, tmp_path, arguments, error):
     assert invoke(adapter, "--out", tmp_path / "out", "--gauge", "polar").exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "page",
+    ["adapter/adapter_model.safetensors", "out/adapter_model.safetensors", "adapter/page.html", "out", "page.txt"],
+)
+def test_a_page_never_takes_the_place_of_weights(adapter, tmp_path, page):
+    (adapter / "card.html").write_text("of the adapter")
+    before = digests(adapter)
+    for one in (page, "out/card.html"):
+        done = invoke(adapter, "--out", tmp_path / "out", "--report", tmp_path / one)
+        assert isinstance(done.exception, ParameterError), done.output
+        assert not (tmp_path / "out").exists()
+    assert digests(adapter) == before
+    done = invoke(adapter, "--in-place", "--report", adapter / "adapter_model.safetensors")
+    assert isinstance(done.exception, ParameterError)
+    assert digests(adapter) == before
+
+
 def test_many_pairs_are_summed_up_by_module(tmp_path, rng):
     path = write_adapter(tmp_path / "adapter", lora_tensors(rng, modules=40))
     short = invoke(path, "--out", tmp_path / "out")

@@ -147,6 +147,37 @@ def linear_systems(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def rebalancing(results: dict[str, Any]) -> str:
+    """One table for each problem and optimiser: a row for each method, a column for each start."""
+    parts = []
+    rules = {"sgd": "SGD", "momentum": "momentum", "adam": "Adam"}
+    for part, what in (("adapters", "Adapters"), ("networks", "Deep ReLU networks")):
+        rows = results[part]["rows"]
+        starts = list(dict.fromkeys(row["start"] for row in rows))
+        costs = {(row["rule"], row["method"]): row["microseconds"] for row in results[part]["overhead"]}
+        for rule in dict.fromkeys(row["rule"] for row in rows):
+            found = {(row["method"], row["start"]): row for row in rows if row["rule"] == rule}
+            lines = [
+                f"| {what}, {rules[rule]} | {' | '.join(starts)} | μs a step |",
+                "|---|" + "---|" * (len(starts) + 1),
+            ]
+            for method in dict.fromkeys(row["method"] for row in rows if row["rule"] == rule):
+                cells = [_training(found[method, start]) if (method, start) in found else "" for start in starts]
+                cost = f"{costs[rule, method]:.0f}" if (rule, method) in costs else ""
+                lines.append(f"| {method} | {' | '.join(cells)} | {cost} |")
+            parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _training(row: dict[str, Any]) -> str:
+    """Median loss and its range, median test error, learning rate; null losses are infinite."""
+    losses = sorted(float("inf") if loss is None else loss for loss in row["loss"])
+    errors = sorted(row["error"])
+    middle = [(values[len(values) // 2 - 1] + values[len(values) // 2]) / 2 for values in (losses, errors)]
+    low, mid, high = (f"{loss:.2g}".replace("inf", "∞") for loss in (losses[0], middle[0], losses[-1]))
+    return f"{mid} ({low}–{high}), {100 * middle[1]:.1f} %"
+
+
 WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "gradient_flow": ("benchmarks", gradient_flow),
     "minimizers": ("benchmarks", minimizers),
@@ -154,6 +185,7 @@ WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rescaling": ("benchmarks", rescaling),
     "adapters": ("benchmarks", adapters),
     "linear_systems": ("benchmarks", linear_systems),
+    "rebalancing": ("rebalancing", rebalancing),
     "minimizers_gallery": ("minimizers", minimizers_gallery),
 }
 

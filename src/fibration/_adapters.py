@@ -140,8 +140,8 @@ def from_torch(module: Any) -> tuple[TorchApply, dict[str, Array]]:
     differentiated, compiled and mapped like any JAX function: PyTorch runs only while JAX traces it.
 
     **Raises:** `MissingExtraError` without torch and torchax, or if the two do not fit together; `ParameterError` if
-    `module` is not a `torch.nn.Module`. Warns with `PrecisionWarning` if JAX, with x64 off, makes float64 parameters
-    float32.
+    `module` is not a `torch.nn.Module`, or has transposed convolutions in groups, which torchax gets wrong. Warns with
+    `PrecisionWarning` if JAX, with x64 off, makes float64 parameters float32.
 
     For the rest of the process, importing torchax gives PyTorch a device named "jax" and its table for `torch.export` a
     few decompositions; torchax's other settings are put back.
@@ -158,6 +158,7 @@ def from_torch(module: Any) -> tuple[TorchApply, dict[str, Array]]:
         raise ParameterError(
             f"the module is {type(module).__name__}", "an instance of torch.nn.Module", "pass the module object itself"
         )
+    _refuse_wrong(torch, module)
     environment = _import_torchax(torch).default_env()
     frozen_copy = copy.deepcopy(module).eval()
     for part in frozen_copy.modules():
@@ -182,6 +183,18 @@ def from_torch(module: Any) -> tuple[TorchApply, dict[str, Array]]:
             return environment.t2j_iso(torch.func.functional_call(frozen_copy, tensors, (tensor,)))
 
     return TorchApply(forward, constants), params
+
+
+def _refuse_wrong(torch: Any, module: Any) -> None:
+    """Refuse layers that torchax 0.0.13 computes wrongly, without an error."""
+    kinds = (torch.nn.ConvTranspose1d, torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d)
+    for name, part in module.named_modules():
+        if isinstance(part, kinds) and part.groups > 1:
+            raise ParameterError(
+                f"{name or 'the module'} is a {type(part).__name__} in {part.groups} groups, which torchax gets wrong",
+                "transposed convolutions in one group",
+                "write it as one transposed convolution for each group",
+            )
 
 
 def _import(name: str, extra: str) -> Any:

@@ -15,7 +15,7 @@ from rich.text import Text
 from . import plots, report, study, weights
 from ._validation import writable_directory
 from ._version import __version__
-from .errors import FibrationError, MissingExtraError
+from .errors import FibrationError, MissingExtraError, ParameterError
 
 app: typer.Typer = typer.Typer(
     name="fibration",
@@ -141,9 +141,7 @@ def balance(
 ) -> None:
     """Balance weights on disk: a copy that computes the same, with factors of equal size. Never unpickles."""
     if page is not None:
-        _check_extra()
-        if out is None or not page.resolve().is_relative_to(out.resolve()):
-            writable_directory(page.parent)
+        _check_page(page, path, out)
     terminal = Console(stderr=True)
     with Progress(console=terminal, transient=True, disable=not terminal.is_terminal) as bars:
         line = bars.add_task("balancing", total=None)
@@ -190,6 +188,23 @@ def _check_before_work(out: Path) -> None:
     """Say before minutes of work, not after them, what would keep the page from being written."""
     writable_directory(out)
     _check_extra()
+
+
+def _check_page(page: Path, path: Path, out: Path | None) -> None:
+    """Keep a page away from weights: it may be a new file beside those of the output, but never in the input."""
+    place, source = page.resolve(), path.resolve()
+    target = source if out is None else out.resolve()
+    hidden = place.is_relative_to(target) and (source / place.relative_to(target)).exists()
+    within = out is not None and place.is_relative_to(source)
+    if page.suffix not in (".html", ".htm") or page.is_dir() or hidden or within:
+        raise ParameterError(
+            f"the page {str(page)!r}",
+            "the name of a file that ends in .html, not in the input, and not one of the files that are balanced",
+            "pass --report page.html",
+        )
+    _check_extra()
+    if not place.is_relative_to(target):
+        writable_directory(page.parent)
 
 
 def _check_extra() -> None:

@@ -80,14 +80,20 @@ def balanced(
     if strength < 1:
         return given if strength == 0 else partially_balanced(given, float(strength), weights)
     matrices, back = computable(scaled(given, weights))
+    traced = is_traced(matrices[0])
+    if traced:  # a singular value decomposition of infinities need not return
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(W)) for W in matrices]))
+        matrices = [jnp.where(finite, W, 0) for W in matrices]
+    else:
+        finite = True
     svd, depth = product_svd(matrices), len(matrices)
-    if is_traced(matrices[0]):
+    if traced:
         scale = svd.significant(rtol) ** (1 / depth)
         hidden = GAUGES[gauge](matrices, svd, jnp.where(scale > 0, scale, 1) if gauge == "polar" else scale)
         chain = balanced_chain(svd, hidden, scale)
         # A zero product is left alone: no gradient would ever leave the balanced chain over it.
         chain = [jnp.where(scale[0] > 0, new, old) for new, old in zip(chain, matrices, strict=True)]
-        return back(unscaled(chain, weights))
+        return back(unscaled([jnp.where(finite, W, jnp.nan) for W in chain], weights))
     found = find_orbit(matrices, svd, rtol)
     if not found.closed:
         _check_rank_loss(found, on_rank_loss)

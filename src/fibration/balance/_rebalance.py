@@ -9,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from .. import trees
 from .._validation import check_name
 from ..errors import ParameterError
 from ._arrays import Matrices, adjoint, all_widened, read_chain
@@ -39,6 +40,10 @@ def rebalance(
 ) -> optax.GradientTransformationExtraArgs:
     """Balance after every k-th step of an optimiser, and move what it remembers along.
 
+    Balance an unbalanced start once, before training, by `balanced`, `pair` or `network`: that is most of what there is
+    to gain, and a step size that survives the first unbalanced steps is too small for all others. Parameters that are
+    not finite are left alone.
+
     For chains and plain gradient descent this splits learning and balancing: with a small step η it follows the
     learning flow (`LearningFlow`), with an error of order η, from any start, balanced or not (derived).
 
@@ -61,7 +66,9 @@ def rebalance(
 
     **Returns:** an optax optimiser, which can be compiled and serves `descend`:
     `descend(factored(problem), rebalance(optax.sgd(0.1), every=10), Ws, …)`. Computed in the parameters' own
-    precision. A step that balances costs a singular value decomposition at the narrowest layer of each chain, and,
+    precision, and applied as an update, whose rounding is that of the larger parameters: where those of a float32 chain
+    are a factor f apart, the product changes by some f · 1e-7; balance such a start once, by `pair` or `network`. A
+    step that balances costs a singular value decomposition at the narrowest layer of each chain, and,
     with "transport" and an optimiser that remembers, one for each layer.
 
     **Raises:** `ParameterError` if `every` is no positive integer; `UnknownNameError`; when it steps, `ParameterError`
@@ -115,8 +122,16 @@ def rebalance(
         steps = state.steps + 1
         trained = jax.tree.map(jnp.asarray, optax.apply_updates(params, updates))
         remembered = jax.tree.map(jnp.asarray, remembered)
+        # A singular value decomposition of infinities need not return: a run that diverges is left to do so.
+        finite = trees.all_finite(trained)
+        sound = jax.tree.map(lambda W: jnp.where(finite, W, jnp.zeros_like(W)), trained)
         new, remembered = jax.lax.cond(
-            steps % every == 0, balance, lambda params, state: (params, state), trained, remembered
+            (steps % every == 0) & finite,
+            lambda sound, _, state: balance(sound, state),
+            lambda _, trained, state: (trained, state),
+            sound,
+            trained,
+            remembered,
         )
         updates = jax.tree.map(lambda after, before: after - before, new, params)
         return updates, RebalanceState(remembered, steps)

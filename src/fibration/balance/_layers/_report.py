@@ -20,7 +20,8 @@ class PairReport:
 
     - `rank` of the product; of several heads the smallest. For gated units, how many of them are alive.
     - `imbalance`: before and after, ‖left* left − right right*‖ / (‖left‖² + ‖right‖²), of which only the part counts
-      that the group of the layer can change: for a torus the diagonal, for rotated planes their traces.
+      that the group of the layer can change: for a torus the diagonal, for rotated planes their traces. NaN beyond
+      norms of 1e154, whose squares overflow.
     - `norms`: ((‖left‖, ‖right‖) before, the same after).
     - `conditions`: likewise the condition numbers, of the `rank` largest singular values; of several heads the largest.
       For gated units, the largest norm of a living unit divided by the smallest.
@@ -53,7 +54,7 @@ class Measured:
     moved: float
 
 
-@np.errstate(over="ignore")  # of squares, in norms that are then computed without them
+@np.errstate(over="ignore", invalid="ignore")  # of squares, in norms that are then computed without them
 def measure(
     before: tuple[Any, Any],
     after: tuple[Any, Any],
@@ -100,7 +101,7 @@ def report(parts: Sequence[Measured], note: str = "") -> PairReport:
     imbalances = [_length(part.imbalance[t] for part in parts) for t in (0, 1)]
     return PairReport(
         rank=min(part.rank for part in parts),
-        imbalance=(_quotient(imbalances[0], sizes[0] ** 2), _quotient(imbalances[1], sizes[1] ** 2)),
+        imbalance=(_share(imbalances[0], sizes[0]), _share(imbalances[1], sizes[1])),
         norms=norms,
         conditions=conditions,
         change=_quotient(_length(part.change for part in parts), products),
@@ -119,6 +120,11 @@ def _gathered(
     """Reduce the four numbers of many heads to four."""
     (a, b), (c, d) = ([function(part[t][side] for part in parts) for side in (0, 1)] for t in (0, 1))
     return (a, b), (c, d)
+
+
+def _share(imbalance: float, size: float) -> float:
+    """Divide by a squared length; NaN where squares are beyond the range of float64."""
+    return _quotient(imbalance, size) / (size or 1.0) if math.isfinite(imbalance) else math.nan
 
 
 def _quotient(a: float, b: float) -> float:

@@ -157,8 +157,9 @@ def rescaling(apply: Callable[..., Any], params: PyTree, x: Any) -> Rescaling:
     **Arguments:** `apply`, `params`: as for `Problem`: apply(params, x) for one sample; `x`: one sample: only its shape
     and type matter.
 
-    **Returns:** a `Rescaling`, an `AbstractAction`. Every rescaling in it keeps the function; loops (`scan`, `while`)
-    and products of two rescaled signals are left alone, though some of them could be rescaled.
+    **Returns:** a `Rescaling`, an `AbstractAction`. Every rescaling in it keeps the function. `while`,
+    `cond` and loops of more than 512 steps, and products of two rescaled signals, are left alone, though some could be
+    rescaled.
 
     **Raises:** `ApplyError` if the network cannot be called on x.
 
@@ -184,6 +185,7 @@ def rescaling(apply: Callable[..., Any], params: PyTree, x: Any) -> Rescaling:
 def from_wiring(wiring: Wiring, params: PyTree) -> Rescaling:
     """Number the classes that move parameters, and keep one label where a whole axis has the same."""
     find = wiring.labels.find
+    wiring.labels.ground(_boundless(wiring), "a size that does not matter, or only grows")
     gain, loss = find(wiring.gain.label), find(wiring.loss.label)
     met = np.zeros(len(wiring.labels.groups), bool)
     met[gain] = met[loss] = True
@@ -206,6 +208,21 @@ def from_wiring(wiring: Wiring, params: PyTree) -> Rescaling:
         why = wiring.labels.reason(wiring.gain.label[part]) if used else "not used"
         reasons.append((why or "inputs and outputs at its ends") if still else "")
     return Rescaling(leaves, len(moving), wiring.labels.groups[moving], tuple(names), tuple(reasons))
+
+
+def _boundless(wiring: Wiring) -> np.ndarray:
+    """Find the classes that only lengthen parameters, or only shorten them, as they grow: no scale is best for them.
+
+    Such are units that are only compared, sorted or divided by, and units that nothing looks at.
+    """
+    gain, loss = wiring.labels.find(wiring.gain.label), wiring.labels.find(wiring.loss.label)
+    moved = (gain != loss) | (wiring.gain.degree != wiring.loss.degree)
+    up, down = np.zeros((2, len(wiring.labels.groups)), bool)
+    for label, degree in ((gain, wiring.gain.degree), (loss, -wiring.loss.degree)):
+        up[label[moved & (degree > 0)]] = True
+        down[label[moved & (degree < 0)]] = True
+    lonely = np.flatnonzero(up ^ down)
+    return lonely[lonely > ANY]
 
 
 def _compressed(table: np.ndarray) -> np.ndarray:

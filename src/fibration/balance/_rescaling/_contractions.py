@@ -48,6 +48,8 @@ def _met(wiring: Wiring, x: Signal, batch: Any, summed: Any) -> Signal:
 def _between_signals(wiring: Wiring, left: Value, right: Value, equation: Parameters) -> Signal:
     """A product of two signals is a signal if one of them is invariant; otherwise both are left alone."""
     (left_summed, right_summed), (left_batch, right_batch) = equation["dimension_numbers"]
+    if any(isinstance(side, Known) and not np.any(side.value) for side in (left, right)):
+        return Signal(*(np.full(equation["out_shape"], fill) for fill in (ANY, 1)))  # zero, whatever the other is
     if isinstance(left, Known) and isinstance(right, Entries):
         right = wiring.signal(right)
     if isinstance(right, Known) and isinstance(left, Entries):

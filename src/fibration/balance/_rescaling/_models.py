@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -67,7 +68,8 @@ def _function(model: Any) -> tuple[Callable[..., Any], PyTree, Callable[[PyTree]
 
 def _sample(apply: Any, structure: Any) -> Any:
     if structure is not None:
-        return jnp.asarray(structure) if isinstance(structure, np.ndarray | Sequence) else structure
+        numbers = isinstance(structure, Sequence) and all(isinstance(entry, int | float) for entry in structure)
+        return jnp.asarray(structure) if numbers else jax.tree.map(jnp.asarray, structure)
     shape = getattr(apply, "input_shape", None) or getattr(apply, "sizes", (None,))[:1]
     if shape == (None,):
         raise ParameterError(f"a network ({type(apply).__name__}) whose input is not known", "its shape", _SAMPLE)
@@ -90,7 +92,33 @@ def _with_state(module: Any, params: Mapping[str, Any]) -> Any:
     return new
 
 
+# What may stand between layers that are balanced by their names, since it lets positive factors pass.
+_PASSING = {
+    *(
+        "Sequential",
+        "ReLU",
+        "LeakyReLU",
+        "PReLU",
+        "Identity",
+        "Flatten",
+        "Dropout",
+        "Dropout1d",
+        "Dropout2d",
+        "Dropout3d",
+    ),
+    *(f"{kind}Pool{n}d" for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg") for n in (1, 2, 3)),
+    *("Linear", "Conv1d", "Conv2d", "Conv3d", "ZeroPad1d", "ZeroPad2d", "ZeroPad3d"),
+}
+
+
 def _module_in_order(module: Any, order: Sequence[str]) -> Model:
+    strange = sorted({type(part).__name__ for part in module.modules()} - _PASSING)
+    if strange:
+        raise ParameterError(
+            f"a module with {', '.join(strange)}, and the names of its layers",
+            "dense and convolutional layers in a row, and between them nothing that is not homogeneous",
+            "pass one sample instead of names: then it is followed operation by operation",
+        )
     read = _in_order(dict(module.named_parameters()), order)
     return Model(read.params, read.action, lambda new: _with_state(module, read.write(new)), None, None)
 
@@ -108,6 +136,14 @@ def _in_order(state: Any, order: Sequence[str]) -> Model:
             f"layers {missing}, which are not among {', '.join(list(state)[:12])}",
             "the names of the layers, inputs first, without `.weight`",
             "name dense and convolutional layers; what is between them has no parameters",
+        )
+    others = [key for key in state if key not in keys and (np.ndim(_array(state[key])) > 1 or _is_norm(key, state))]
+    if others:
+        raise ParameterError(
+            f"{', '.join(others[:4])}, which belong to no layer that is named",
+            "the names of all layers: what is left out is taken for homogeneous, without weights",
+            "name them too; pass a part of the state dict alone; or pass the model and one sample, which follows "
+            "normalisations and everything else",
         )
     params = {key: _array(state[key]) for key in keys if key in state}
     wiring = Wiring(sum(array.size for array in params.values()))
@@ -139,9 +175,19 @@ def _in_order(state: Any, order: Sequence[str]) -> Model:
     )
 
 
+def _is_norm(key: str, state: Mapping[str, Any]) -> bool:
+    """Tell the vectors of normalisation layers, which have a shift or statistics, from the slopes of PReLU."""
+    layer = key.rpartition(".")[0]
+    return any(f"{layer}.{name}" in state for name in ("bias", "running_mean"))
+
+
 def _fan_in(weight: np.ndarray, name: str) -> int:
     if weight.ndim < 2:
-        raise ShapeError(f"{name}.weight of shape {weight.shape}", "(out, in, …)", "leave normalisation layers out")
+        raise ShapeError(
+            f"{name}.weight of shape {weight.shape}",
+            "(out, in, …)",
+            "name dense and convolutional layers; with normalisation layers pass the model and a sample",
+        )
     return weight.shape[1]
 
 

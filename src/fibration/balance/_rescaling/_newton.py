@@ -12,7 +12,7 @@ from scipy.sparse.linalg import LinearOperator, cg
 
 from ._action import Rescaling
 
-_DENSE = 4000  # units up to which the Laplacian is factorised as a full matrix, 128 MB
+_ENTRIES = 20_000_000  # of a matrix that is factorised, 160 MB
 _SUFFICIENT = 1e-4  # of the decrease that the slope promises (Armijo)
 _HALVINGS = 60
 _ROUNDING = 1e-13  # of an imbalance
@@ -180,8 +180,9 @@ def newton(found: Edges, groups: np.ndarray, tolerance: float, max_iterations: i
     """Minimise ½|W(s)|² − (1 − strength) ⟨μ(0), s⟩ by Newton's method: where μ(s) = (1 − strength) μ(0).
 
     The gradient of the first term is μ, its Hessian twice a Laplacian, grounded at node 0. Quadratic convergence; where
-    nothing is to remain a few sweeps come first. Up to 4,000 units the Laplacian is factorised, of more the equations
-    are solved by conjugate gradients. Converges once every unit is as wanted to the tolerance, or to rounding.
+    nothing is to remain a few sweeps come first. The Laplacian is factorised, without every second layer, if that takes
+    no more than 160 MB; otherwise its equations are solved by conjugate gradients. Converges once every unit is as
+    wanted to the tolerance, or to rounding.
     """
     s = np.zeros(found.n_units + 1)
     wanted = (1 - strength) * moments(found, s)[0]
@@ -189,7 +190,7 @@ def newton(found: Edges, groups: np.ndarray, tolerance: float, max_iterations: i
         parts = layers(found, groups)
         for _ in range(_WARM):
             s = sweep(parts, s)
-    worst, iteration, terms = np.inf, 0, found.at(s)
+    worst, iteration, terms, split = np.inf, 0, found.at(s), _Split(found, groups)
     while True:
         into, out = (sums[1:] for sums in found.sums(terms))
         mu = into - out - wanted
@@ -198,7 +199,7 @@ def newton(found: Edges, groups: np.ndarray, tolerance: float, max_iterations: i
         stalled = worst < _ROUNDING and worst >= before / 2
         if worst <= tolerance or stalled or iteration == max_iterations:
             return Shortest(s, worst, iteration, worst <= tolerance or stalled)
-        step = np.concatenate([[0.0], -_solve(found, terms, mu) / 2])
+        step = np.concatenate([[0.0], -_solve(found, split, terms, mu) / 2])
         slope, here, size = float(mu @ step[1:]), float(terms.sum()) / 2 - float(wanted @ s[1:]), 1.0
         slack = 8 * np.finfo(float).eps * (abs(here) + float(terms.sum()))
         there = s
@@ -211,7 +212,7 @@ def newton(found: Edges, groups: np.ndarray, tolerance: float, max_iterations: i
         s, iteration = there, iteration + 1
 
 
-def _solve(found: Edges, terms: np.ndarray, mu: np.ndarray) -> np.ndarray:
+def _solve(found: Edges, split: "_Split", terms: np.ndarray, mu: np.ndarray) -> np.ndarray:
     """Solve Lap x = μ, with Lap = Σ_e (k e_to − l e_from)(k e_to − l e_from)ᵀ a_e, without node 0."""
     n = found.n_units
     if found.uniform:
@@ -221,26 +222,82 @@ def _solve(found: Edges, terms: np.ndarray, mu: np.ndarray) -> np.ndarray:
         weights = (found.to_degree * found.start_degree * terms)[found.between]
         diagonal = np.bincount(found.to, found.to_degree**2 * terms, n + 1)[1:]
         diagonal = diagonal + np.bincount(found.start, found.start_degree**2 * terms, n + 1)[1:]
-    still = diagonal <= 0
-    root = np.sqrt(np.where(still, 1, diagonal))
+    root = np.sqrt(np.where(diagonal > 0, diagonal, 1))  # what nothing moves stands still
     rows, columns = found.places
-    scaled = -weights / root[rows] / root[columns]
+    scaled = weights / root[rows] / root[columns]
     try:
-        if found.width < n // 4 and (found.width + 1) * n <= _DENSE**2:
-            band = _summed_at((rows - columns) * n + columns, scaled, (found.width + 1, n))
+        if found.width < n // 4 and (found.width + 1) * n <= _ENTRIES:
+            band = -_summed_at((rows - columns) * n + columns, scaled, (found.width + 1, n))
             band[0] = 1 + 2 * band[0]
             return scipy.linalg.solveh_banded(band, mu / root, overwrite_ab=True, lower=True) / root
-        if n <= _DENSE:
-            lower = _summed_at(rows * n + columns, scaled, (n, n))
-            lower[np.arange(n), np.arange(n)] = 1 + 2 * np.diagonal(lower)
-            return (
-                scipy.linalg.cho_solve(scipy.linalg.cho_factor(lower, lower=True, overwrite_a=True), mu / root) / root
-            )
+        if len(split.rest) ** 2 <= _ENTRIES and len(split.rest) * len(split.apart) <= _ENTRIES:
+            return split.solve(scaled, mu / root) / root
     except np.linalg.LinAlgError:  # a unit hangs on the others by less than rounding: conjugate gradients
         pass
     across = csr_array(coo_array((scaled, (rows, columns)), shape=(n, n)))
-    operator: Any = LinearOperator((n, n), lambda v: v + across @ v + across.T @ v)
+    operator: Any = LinearOperator((n, n), lambda v: v - across @ v - across.T @ v)
     return cg(operator, mu / root, rtol=1e-12, maxiter=2000)[0] / root
+
+
+class _Split:
+    """Units in two parts, of which one has no edges of its own, such as every second layer: it is eliminated.
+
+    For I − [[0, B], [Bᵀ, R + Rᵀ]] the rest is solved for with I − R − Rᵀ − BᵀB.
+    """
+
+    def __init__(self, found: Edges, groups: np.ndarray) -> None:
+        _, group = np.unique(groups, return_inverse=True)
+        sizes = np.bincount(group)
+        rows, columns = found.places
+        touching = np.zeros((len(sizes), len(sizes)), bool)
+        touching[group[rows], group[columns]] = True
+        touching |= touching.T
+        chosen: list[int] = []
+        for one in np.argsort(-sizes, kind="stable"):
+            if not touching[one, [*chosen, one]].any():
+                chosen.append(int(one))
+        apart = np.isin(group, chosen)
+        self.apart, self.rest = np.flatnonzero(apart), np.flatnonzero(~apart)
+        place = np.zeros(found.n_units, np.int64)
+        place[self.apart], place[self.rest] = np.arange(len(self.apart)), np.arange(len(self.rest))
+        across = apart[rows] | apart[columns]
+        self._across: Any = slice(None) if across.all() else np.flatnonzero(across)
+        self._within: Any = np.flatnonzero(~across)
+        first, second = rows[self._across], columns[self._across]
+        swapped = apart[second]
+        first, second = np.where(swapped, second, first), np.where(swapped, first, second)
+        self._across_cells = place[first] * len(self.rest) + place[second]
+        self._within_cells = place[rows[self._within]] * len(self.rest) + place[columns[self._within]]
+
+    @cached_property
+    def _block(self) -> Any:
+        """Room for B, used again and again."""
+        return np.zeros((len(self.apart), len(self.rest)))
+
+    @cached_property
+    def _single(self) -> bool:
+        """Tell whether no two edges fall into one place of B."""
+        return bool(np.bincount(self._across_cells, minlength=1).max() <= 1)
+
+    def solve(self, weights: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Solve for a vector of all units, by a factorisation of the rest."""
+        n_rest, B = len(self.rest), self._block
+        cells = B.reshape(-1)
+        if self._single:
+            cells[self._across_cells] = weights[self._across]
+        else:
+            cells[:] = np.bincount(self._across_cells, weights[self._across], len(cells))
+        matrix = -(B.T @ B)
+        if len(self._within):
+            R = _summed_at(self._within_cells, weights[self._within], (n_rest, n_rest))
+            matrix -= R + R.T
+        matrix[np.arange(n_rest), np.arange(n_rest)] += 1
+        solution = np.empty_like(right)
+        first, second = right[self.apart], right[self.rest]
+        # With NumPy throughout: its threads and SciPy's would wait for one another.
+        solution[self.rest] = np.linalg.solve(matrix, second + B.T @ first)
+        solution[self.apart] = first + B @ solution[self.rest]
+        return solution
 
 
 def _summed_at(cells: np.ndarray, values: np.ndarray, shape: tuple[int, int]) -> Any:

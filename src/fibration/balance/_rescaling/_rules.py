@@ -163,7 +163,8 @@ def _invariant_along(axes_of: Callable[[Parameters], Sequence[int]], why: str) -
 
 def _windowed(equation: Parameters) -> list[int]:
     names = ("window_dimensions", "window_strides", "base_dilation", "window_dilation")
-    return [axis for axis, sizes in enumerate(zip(*(equation[name] for name in names), strict=True)) if max(sizes) > 1]
+    sizes = zip(*(equation[name] for name in names), equation["padding"], strict=True)
+    return [axis for axis, (*numbers, padding) in enumerate(sizes) if max(numbers) > 1 or any(padding)]
 
 
 RULES: dict[str, Rule] = {

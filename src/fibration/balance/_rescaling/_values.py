@@ -103,9 +103,12 @@ class Wiring:
 
     def merge(self, signal: Signal, axes: tuple[int, ...], why: str) -> Signal:
         """Let a signal be rescaled alike along axes, which are left with length 1."""
-        axes = tuple(axis for axis in axes if signal.label.shape[axis] > 1)
+        axes = tuple(axis for axis in axes if signal.label.shape[axis] != 1)
         if not axes:
             return signal
+        if signal.label.size == 0:
+            shape = [1 if axis in axes else size for axis, size in enumerate(signal.label.shape)]
+            return Signal(np.full(shape, ANY, np.int32), np.ones(shape, np.float32))
         kept = [axis for axis in range(signal.label.ndim) if axis not in axes]
         order = (*kept, *axes)
         shape = tuple(signal.label.shape[axis] for axis in kept)

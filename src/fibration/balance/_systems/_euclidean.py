@@ -11,6 +11,7 @@ from ...errors import RankLossError
 from .._action import AbstractAction, _sylvester
 from .._arrays import adjoint
 from .._kempf_ness import KempfNess, kempf_ness
+from ._gramians import equilibrium
 from ._read import read_system
 
 
@@ -75,7 +76,8 @@ def euclidean_realization(
     ```
     """
     system = read_system(A, Bm, C, dt=dt)
-    start = [system.A, system.B, system.C]
+    d = equilibrium(system)  # states in units far apart would cost digits
+    start = [d[:, None] * system.A / d, d[:, None] * system.B, system.C / d]
     found = kempf_ness(start, StateAction(), tolerance=tolerance, max_iterations=max_iterations)
     if not found.converged:
         n, controllable = len(system.A), reachable(system.A, system.B)
