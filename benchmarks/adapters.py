@@ -11,7 +11,6 @@ the command count everything, from the shell's point of view.
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -108,12 +107,7 @@ def main():
         path, chosen, dtype = options.write
         write_adapter(Path(path), SQUARE if chosen == "square" else MODULES, dtype)
         return
-    results = {
-        "cpus": os.cpu_count(),
-        "load_average_at_start": os.getloadavg(),
-        "python": platform.python_version(),
-        "cases": [],
-    }
+    load, cases = os.getloadavg(), []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for name, modules, dtype, strength in (
@@ -131,9 +125,12 @@ def main():
             case |= measure(folder, path, strength)
             if strength == 1 and dtype == "BF16":
                 case["seconds_of_the_command"] = command_seconds(folder, path)
-            results["cases"].append(case)
+            cases.append(case)
             print(json.dumps(case, indent=1))
             shutil.rmtree(path)
+    from fibration.study import machine_facts  # not before: children begin with the memory of their parent
+
+    results = {"machine": machine_facts() | {"load average at start": load}, "cases": cases}
     options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -11,10 +11,7 @@
   equations; bytes are the growth of the largest resident set (Linux).
 """
 
-import argparse
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,6 +22,7 @@ jax.config.update("jax_enable_x64", True)
 import numpy as np
 
 import fibration as fb
+import runner
 
 B = fb.balance
 
@@ -186,36 +184,11 @@ def residual(Ws, L):
 
 
 def induced():
-    rows = []
-    for what in ("flow", "multiplier", "assembled"):
-        answer = subprocess.run([sys.executable, __file__, "--one", what], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise RuntimeError(answer.stderr[-2000:])
-        rows.append(json.loads(answer.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    return rows
-
-
-def machine():
-    return fb.study.machine_facts() | {"date": time.strftime("%Y-%m-%d")}
+    return runner.in_processes(__file__, ("flow", "multiplier", "assembled"))
 
 
 PARTS = {"narrow": narrow, "newton": newton, "induced": induced}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/balance.json"))
-    parser.add_argument("--one")
-    arguments = parser.parse_args()
-    if arguments.one:
-        one(arguments.one)
-        return
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    results |= {"machine": machine()} | {name: PARTS[name]() for name in arguments.parts}
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    runner.run(__doc__, PARTS, one, "benchmarks/results/balance.json")

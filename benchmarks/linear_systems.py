@@ -13,12 +13,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads would wait for one another
 
-import argparse
 import functools
 import json
 import logging
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -28,6 +25,7 @@ import scipy.linalg
 import slycot
 
 import fibration as fb
+import runner
 
 B = fb.balance
 
@@ -126,36 +124,11 @@ def one(what):
 
 
 def large():
-    rows = []
-    for what in ("`truncate`", "slycot.ab09ad"):
-        answer = subprocess.run([sys.executable, __file__, "--one", what], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            raise RuntimeError(answer.stderr[-2000:])
-        rows.append(json.loads(answer.stdout.splitlines()[-1]))
-        print(rows[-1], flush=True)
-    return rows
-
-
-def machine():
-    return fb.study.machine_facts() | {"date": time.strftime("%Y-%m-%d")}
+    return runner.in_processes(__file__, ("`truncate`", "slycot.ab09ad"))
 
 
 PARTS = {"dense": dense, "digits": digits, "large": large}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/linear_systems.json"))
-    parser.add_argument("--one")
-    arguments = parser.parse_args()
-    if arguments.one:
-        one(arguments.one)
-        return
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
-    results |= {"machine": machine()} | {name: PARTS[name]() for name in arguments.parts}
-    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    runner.run(__doc__, PARTS, one, "benchmarks/results/linear_systems.json")

@@ -30,6 +30,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import fibration as fb
+import runner
 
 B = fb.balance
 
@@ -336,12 +337,14 @@ PARTS = {"adapters": adapters, "networks": networks}
 
 
 def written(value):
-    """What JSON can hold: null for the loss of a run that broke down."""
+    """What JSON can hold, to four digits: null for the loss of a run that broke down."""
     if isinstance(value, dict):
         return {name: written(part) for name, part in value.items()}
     if isinstance(value, list):
         return [written(part) for part in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if np.isfinite(value) else None
+    return value
 
 
 def main():
@@ -354,8 +357,8 @@ def main():
     for name in arguments.parts:
         began = time.perf_counter()
         results[name] = PARTS[name](arguments.steps) | {"seconds": time.perf_counter() - began}
-        results["machine"] = fb.study.machine_facts() | {"date": time.strftime("%Y-%m-%d")}
-        arguments.out.write_text(json.dumps(written(results), indent=1) + "\n")
+        results["machine"] = runner.machine()
+        arguments.out.write_text(json.dumps(written(results)) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fibration as fb
+import runner
 from fibration.balance._rescaling._newton import cyclic, edges, layers, newton, sweep
 
 B = fb.balance
@@ -111,7 +112,7 @@ def main():
         measure("MLP 784-1024-256-10", *mlp((784, 1024, 256, 10))),
         measure("residual, 50 convolutions", *residual_network(jax.random.key(0))),
     ]
-    out.write_text(json.dumps({"machine": fb.study.machine_facts(), "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({"machine": runner.machine(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

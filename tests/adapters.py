@@ -46,6 +46,16 @@ def write_adapter(folder, tensors, **config):
     return folder
 
 
+def products(folder):
+    """The products of an adapter's pairs, by name."""
+    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
+    return {
+        name[:-14]: tensors[name[:-14] + ".lora_B.weight"].astype(float) @ array.astype(float)
+        for name, array in tensors.items()
+        if name.endswith(".lora_A.weight")
+    }
+
+
 def checkpoint_tensors(rng, dtype=np.float64, biases=False, gains=False):
     """A small Llama with grouped queries; with `biases` those of Qwen2, with `gains` those of Qwen3."""
     sizes = {

@@ -179,7 +179,8 @@ def test_what_cannot_be_read_is_named():
         (lambda: B.network(state, "net.0"), ParameterError, "layers"),
         (lambda: B.network(bad, order), NonFiniteDataError, "net.0.weight"),
         (lambda: B.network((apply, params), method="lbfgs"), UnknownNameError, "newton"),
-        (lambda: B.network((apply, params), strength=1.5), StepSizeError, "strength"),
+        (lambda: B.network((apply, params), strength=1.5), ParameterError, "strength"),
+        (lambda: B.network((apply, params), max_iterations=-1), StepSizeError, "max_iterations"),
         (lambda: B.network((apply, params), strength=0.5, method="cyclic"), ParameterError, "newton"),
         (lambda: B.rescaling(apply, params, jnp.zeros(3)).exponential(jnp.zeros(5), params[:1]), ShapeError, "arrays"),
     ]

@@ -116,7 +116,7 @@ def test_pooling_over_channels():
 
     _, report = B.network((apply, normal((4, 3), (2, 4))), jnp.ones((3, 6)))
     assert report.change < 1e-14
-    assert len(report.units) in (1, 4)
+    assert len(report.units) == 1  # the window moves along the channels too
 
 
 def test_torch_modules_that_names_do_not_describe():

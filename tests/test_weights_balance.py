@@ -15,6 +15,7 @@ from adapters import (
     load_checkpoint,
     logits,
     lora_tensors,
+    products,
     write_adapter,
     write_checkpoint,
 )
@@ -31,15 +32,6 @@ def rng():
 @pytest.fixture
 def adapter(tmp_path, rng):
     return write_adapter(tmp_path / "adapter", lora_tensors(rng))
-
-
-def products(folder):
-    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
-    return {
-        name[:-14]: tensors[name[:-14] + ".lora_B.weight"].astype(float) @ array.astype(float)
-        for name, array in tensors.items()
-        if name.endswith(".lora_A.weight")
-    }
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import textwrap
 
 import numpy as np
 import pytest
-import safetensors.numpy
 
 import fibration as fb
 from adapters import (
     checkpoint_tensors,
     digests,
     lora_tensors,
+    products,
     write_adapter,
     write_checkpoint,
 )
@@ -35,15 +35,6 @@ def rng():
 @pytest.fixture
 def adapter(tmp_path, rng):
     return write_adapter(tmp_path / "adapter", lora_tensors(rng))
-
-
-def products(folder):
-    tensors = safetensors.numpy.load_file(folder / "adapter_model.safetensors")
-    return {
-        name[:-14]: tensors[name[:-14] + ".lora_B.weight"].astype(float) @ array.astype(float)
-        for name, array in tensors.items()
-        if name.endswith(".lora_A.weight")
-    }
 
 
 # --- writing that fails or is killed ----------------------------------------------------------------------------------

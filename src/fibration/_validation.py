@@ -121,6 +121,12 @@ def check_name(argument: str, given: Any, allowed: Collection[str]) -> None:
         )
 
 
+def check_strength(strength: float) -> None:
+    """Check the strength of balancing, or raise `ParameterError`."""
+    if not 0 <= float(strength) <= 1:
+        raise ParameterError(f"strength = {strength}", "a number from 0 (none) to 1 (full)", "leave it out for 1")
+
+
 def as_loss(loss: Any) -> AbstractLoss:
     """Check that a loss is an instance of a loss."""
     if isinstance(loss, AbstractLoss):

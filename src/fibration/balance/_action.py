@@ -89,7 +89,7 @@ class ChainAction(AbstractAction):
         of A and B. Its Hermitian part for Hermitian ξ is ½(ξ(A + B) + (A + B)ξ). At balance the eigenvalues of the
         preconditioned operator lie within 1 ± cos(π/N) (derived).
         """
-        return [_sylvester(W[p] @ adjoint(W[p]), adjoint(W[p + 1]) @ W[p + 1], x, symmetric) for p, x in enumerate(xi)]
+        return [sylvester(W[p] @ adjoint(W[p]), adjoint(W[p + 1]) @ W[p + 1], x, symmetric) for p, x in enumerate(xi)]
 
 
 def _exponentials(xi: Any) -> tuple[Any, Any]:
@@ -97,7 +97,7 @@ def _exponentials(xi: Any) -> tuple[Any, Any]:
     return (vectors * jnp.exp(values)) @ adjoint(vectors), (vectors * jnp.exp(-values)) @ adjoint(vectors)
 
 
-def _sylvester(A: Any, B: Any, right: Any, symmetric: bool) -> Any:
+def sylvester(A: Any, B: Any, right: Any, symmetric: bool) -> Any:
     """Solve ξA + Bξ = R, or ½(ξ(A + B) + (A + B)ξ) = R, for positive semi-definite A and B."""
     first, second = jax.lax.stop_gradient(((A + B) / 2, (A + B) / 2) if symmetric else (A, B))
     a, u = jnp.linalg.eigh(first)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .._validation import check_name
+from .._validation import check_name, check_strength
 from ..errors import BottleneckError, ConditioningWarning, ParameterError, RankLossError, ShapeError
 from ..trees import is_traced
 from ._arrays import Matrices, computable, read_chain, read_matrix
@@ -75,8 +75,7 @@ def balanced(
     check_name("gauge", gauge, GAUGES)
     check_name("on_rank_loss", on_rank_loss, ("raise", "drop", "keep"))
     given = read_chain(Ws)
-    if not 0 <= float(strength) <= 1:
-        raise ParameterError(f"strength = {strength}", "a number from 0 (none) to 1 (full)", "leave it out for 1")
+    check_strength(strength)
     if strength < 1:
         return given if strength == 0 else partially_balanced(given, float(strength), weights)
     matrices, back = computable(scaled(given, weights))

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from .._validation import check_name
+from .._validation import check_name, check_strength
 from ..errors import (
     FileFormatError,
     NonFiniteDataError,
@@ -87,8 +87,7 @@ def balance_weights(
     """
     began = time.perf_counter()
     check_name("gauge", gauge, GAUGES)
-    if not 0 <= float(strength) <= 1:
-        raise ParameterError(f"strength = {strength}", "a number from 0 (none) to 1 (full)", "leave it out for 1")
+    check_strength(strength)
     if (out is None) != in_place:
         raise ParameterError(
             "no output" if out is None else "an output and in_place=True",
@@ -209,18 +208,12 @@ class _Run:
         left, right = given[interface.left].shape, given[interface.right].shape
         self.pairs.append(
             BalancedPair(
+                **vars(report),
                 name=interface.name,
                 kind=interface.kind,
                 module=interface.module,
                 dtype=self.source.places[interface.tensors[0]][1].dtype,
                 shapes=(left, right),
-                rank=report.rank,
-                imbalance=report.imbalance,
-                norms=report.norms,
-                conditions=report.conditions,
-                change=report.change,
-                moved=report.moved,
-                note=report.note,
             )
         )
         return new

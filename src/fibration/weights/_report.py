@@ -4,20 +4,19 @@ from dataclasses import dataclass
 
 import ml_dtypes
 
+from ..balance import PairReport
 from ._interface import Skipped
 from ._safetensors import DTYPES
 
 Numbers = tuple[float, float]
 
 
-@dataclass(frozen=True)
-class BalancedPair:
-    """One interface that was balanced: which, of what type and size, and what `balance.pair` or its like reported.
+@dataclass(frozen=True, kw_only=True)
+class BalancedPair(PairReport):
+    """A `PairReport` of one interface, measured on the numbers that were written, and which interface it is.
 
     - `name` and `kind`: "LoRA", "query and key", "value and output" or "gated"; `module`: by which pairs are grouped.
     - `dtype`: the type in the file; `shapes` of the two sides, left (B) and right (A).
-    - `rank`, `imbalance`, `norms`, `conditions`, `change`, `moved`, `note`: those of `PairReport`. `change` is measured
-      on the numbers that were written.
     """
 
     name: str
@@ -25,13 +24,6 @@ class BalancedPair:
     module: str
     dtype: str
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
-    rank: int
-    imbalance: Numbers
-    norms: tuple[Numbers, Numbers]
-    conditions: tuple[Numbers, Numbers]
-    change: float
-    moved: float
-    note: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from ..._validation import check_strength
 from ._heads import Group, Head, balance_heads, head_width, read_vector
-from ._pair import PairReport, check_strength, read_host
+from ._pair import PairReport, read_host
 
 
 def attention(

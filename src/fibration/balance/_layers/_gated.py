@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 
+from ..._validation import check_strength
 from ...errors import ShapeError
 from .._arrays import namespace, widened
 from ._heads import read_vector, torus_factor
-from ._pair import PairReport, check_strength, read_host
+from ._pair import PairReport, read_host
 from ._report import Measured, report
 
 _UNITS = 512  # that are taken to float64 at a time

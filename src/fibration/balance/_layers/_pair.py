@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..._validation import check_name
+from ..._validation import check_name, check_strength
 from ...errors import ParameterError, ShapeError
 from ...trees import is_traced
 from .._arrays import Matrices, namespace, read_matrix, widened
@@ -13,7 +13,7 @@ from .._frames import GAUGES
 from .._product import product_svd
 from ._report import PairReport, measure, report
 
-__all__ = ["PairReport", "check_strength", "pair", "read_host", "rounded", "solve_pair"]
+__all__ = ["PairReport", "pair", "read_host", "rounded", "solve_pair"]
 
 
 def pair(
@@ -88,12 +88,6 @@ def read_host(W: Any, name: str) -> Any:
             "call it outside of `jax.jit`; `balanced([A, B])` and `rebalance` can be compiled",
         )
     return read_matrix(W, name)
-
-
-def check_strength(strength: float) -> None:
-    """Raise `ParameterError` for a strength outside [0, 1]."""
-    if not 0 <= float(strength) <= 1:
-        raise ParameterError(f"strength = {strength}", "a number from 0 (none) to 1 (full)", "leave it out for 1")
 
 
 def rounded(results: Matrices, given: Matrices) -> Matrices:

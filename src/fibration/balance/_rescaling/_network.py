@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import _validation, trees
-from ..._validation import check_name
+from ..._validation import check_name, check_strength
 from ...errors import ParameterError, PrecisionError, StepSizeError
 from ...trees import PyTree
 from ._models import Model, read_model
@@ -77,10 +77,10 @@ def network(
     Computed in float64, rounded to the type of the parameters. Normalisation layers, tanh, GELU and their like keep
     what comes before them as it is; the report says so.
 
-    **Raises:** `ParameterError` for other models, or without a sample where one is needed; `ApplyError` if the network
-    fails on the sample; `ShapeError` for layers that do not follow one another; `NonFiniteDataError` for parameters
-    that are not finite; `PrecisionError` if they are 1e150 apart, or balanced beyond the range of their type;
-    `UnknownNameError`; `StepSizeError` for a strength outside [0, 1].
+    **Raises:** `ParameterError` for other models, without a sample where one is needed, or for a strength outside
+    [0, 1]; `ApplyError` if the network fails on the sample; `ShapeError` for layers that do not follow one another;
+    `NonFiniteDataError` for parameters that are not finite; `PrecisionError` if they are 1e150 apart, or balanced
+    beyond the range of their type; `UnknownNameError`; `StepSizeError` for a tolerance or a limit that is none.
 
     Allocates some 80 bytes per parameter, and at most 500 MB for equations.
 
@@ -100,12 +100,14 @@ def network(
     ```
     """
     check_name("method", method, _LIMITS)
+    check_strength(strength)
     if method == "cyclic" and strength != 1:
         raise ParameterError(f"strength = {strength} by sweeps", "strength 1", 'take method="newton"')
-    if not 0 <= strength <= 1 or not tolerance > 0:
+    limit = _LIMITS[method] if max_iterations is None else max_iterations
+    if not (tolerance > 0 and limit >= 0):
         raise StepSizeError(
-            f"strength = {strength}, tolerance = {tolerance}",
-            "a strength in [0, 1], a positive tolerance",
+            f"tolerance = {tolerance}, max_iterations = {max_iterations}",
+            "a positive and a natural number",
             "leave them out",
         )
     read = read_model(model, structure)
@@ -118,7 +120,6 @@ def network(
     node_alive = np.concatenate([[True], living])
     kept = node_alive[found.to] & node_alive[found.start] & (found.squares > 0)
     live = found.taken(kept)
-    limit = _LIMITS[method] if max_iterations is None else max_iterations
     if method == "cyclic":
         shortest = cyclic(live, read.action.groups, tolerance, limit)
     else:

@@ -199,7 +199,7 @@ def newton(found: Edges, groups: np.ndarray, tolerance: float, max_iterations: i
         stalled = worst < _ROUNDING and worst >= before / 2
         if worst <= tolerance or stalled or iteration == max_iterations:
             return Shortest(s, worst, iteration, worst <= tolerance or stalled)
-        step = np.concatenate([[0.0], -_solve(found, split, terms, mu) / 2])
+        step = np.concatenate([[0.0], -_solve(found, split, terms, mu, into + out) / 2])
         slope, here, size = float(mu @ step[1:]), float(terms.sum()) / 2 - float(wanted @ s[1:]), 1.0
         slack = 8 * np.finfo(float).eps * (abs(here) + float(terms.sum()))
         there = s
@@ -212,12 +212,11 @@ def newton(found: Edges, groups: np.ndarray, tolerance: float, max_iterations: i
         s, iteration = there, iteration + 1
 
 
-def _solve(found: Edges, split: "_Split", terms: np.ndarray, mu: np.ndarray) -> np.ndarray:
+def _solve(found: Edges, split: "_Split", terms: np.ndarray, mu: np.ndarray, total: np.ndarray) -> np.ndarray:
     """Solve Lap x = μ, with Lap = Σ_e (k e_to − l e_from)(k e_to − l e_from)ᵀ a_e, without node 0."""
     n = found.n_units
     if found.uniform:
-        weights = terms[found.between]
-        diagonal = sum(sums[1:] for sums in found.sums(terms))
+        weights, diagonal = terms[found.between], total
     else:
         weights = (found.to_degree * found.start_degree * terms)[found.between]
         diagonal = np.bincount(found.to, found.to_degree**2 * terms, n + 1)[1:]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ...errors import RankLossError
-from .._action import AbstractAction, _sylvester
+from .._action import AbstractAction, sylvester
 from .._arrays import adjoint
 from .._kempf_ness import KempfNess, kempf_ness
 from ._gramians import equilibrium
@@ -42,7 +42,7 @@ class StateAction(AbstractAction):
     def precondition(self, W: Any, xi: Any, symmetric: bool) -> Any:
         """Solve ξ (A A* + B B*) + (A* A + C* C) ξ = R, which is L*L without A ξ A* + A* ξ A."""
         A, B, C = W
-        return _sylvester(A @ adjoint(A) + B @ adjoint(B), adjoint(A) @ A + adjoint(C) @ C, xi, symmetric)
+        return sylvester(A @ adjoint(A) + B @ adjoint(B), adjoint(A) @ A + adjoint(C) @ C, xi, symmetric)
 
 
 def euclidean_realization(
