@@ -337,13 +337,13 @@ PARTS = {"adapters": adapters, "networks": networks}
 
 
 def written(value):
-    """What JSON can hold, to four digits: null for the loss of a run that broke down."""
+    """What JSON can hold, to six digits: null for the loss of a run that broke down."""
     if isinstance(value, dict):
         return {name: written(part) for name, part in value.items()}
     if isinstance(value, list):
         return [written(part) for part in value]
     if isinstance(value, float):
-        return float(f"{value:.4g}") if np.isfinite(value) else None
+        return float(f"{value:.6g}") if np.isfinite(value) else None
     return value
 
 
