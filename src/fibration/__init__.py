@@ -16,16 +16,29 @@ from . import (
     flows,
     minimizers,
     networks,
+    optim,
     plots,
     solvers,
+    tangent,
     trees,
     weights,
 )
 from ._version import __version__
-from .flows import AbstractFlow, GradientFlow
+from .flows import AbstractFlow, AdaptedFlow, GradientFlow, InterpolatedFlow, PathFlow
 from .losses import AbstractLoss, CrossEntropy, SquaredError
 from .problem import AbstractProblem, Problem, StackedProblem, stack
-from .solvers import Checkpoint, Options, Progress, Result, StatefulObserver, Stop, Trajectory, descend, integrate
+from .solvers import (
+    Checkpoint,
+    Options,
+    Progress,
+    Result,
+    StatefulObserver,
+    Stop,
+    Trajectory,
+    descend,
+    follow,
+    integrate,
+)
 
 if TYPE_CHECKING:
     from . import report, study
@@ -34,10 +47,13 @@ __all__ = [
     "AbstractFlow",
     "AbstractLoss",
     "AbstractProblem",
+    "AdaptedFlow",
     "Checkpoint",
     "CrossEntropy",
     "GradientFlow",
+    "InterpolatedFlow",
     "Options",
+    "PathFlow",
     "Problem",
     "Progress",
     "Result",
@@ -54,14 +70,17 @@ __all__ = [
     "errors",
     "fidelity",
     "flows",
+    "follow",
     "integrate",
     "minimizers",
     "networks",
+    "optim",
     "plots",
     "report",
     "solvers",
     "stack",
     "study",
+    "tangent",
     "trees",
     "weights",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 __all__ = [
     "ApplyError",
+    "BlowUpError",
     "BottleneckError",
     "CertificateError",
     "CheckpointError",
@@ -15,6 +16,7 @@ __all__ = [
     "ClassMeansError",
     "ConditioningWarning",
     "ConstructionError",
+    "DifferentialRankError",
     "DivergedError",
     "EmptyDataError",
     "FibrationError",
@@ -25,14 +27,17 @@ __all__ = [
     "MemoryBudgetError",
     "MissingExtraError",
     "MissingFileError",
+    "NoMinimizerWarning",
     "NonFiniteCurvatureError",
     "NonFiniteDataError",
+    "NonsmoothModelWarning",
     "ObserverError",
     "OutputDirectoryError",
     "ParameterError",
     "PickledDataError",
     "PrecisionError",
     "PrecisionWarning",
+    "RankDeficientWarning",
     "RankLossError",
     "RunError",
     "ShapeError",
@@ -218,6 +223,14 @@ class DivergedError(RunError):
     """A run that turned non-finite, or whose step size shrank to nothing."""
 
 
+class DifferentialRankError(RunError):
+    """A flow along which the differential of the outputs loses rank, so that it ends there."""
+
+
+class BlowUpError(RunError):
+    """A flow whose parameters run off to infinity in finite time."""
+
+
 class ObserverError(RunError):
     """An observer that raised, or that returned another shape than before."""
 
@@ -228,6 +241,18 @@ class PrecisionWarning(UserWarning):
 
 class ConditioningWarning(UserWarning):
     """A result whose digits are lost to ill-conditioned data or weights."""
+
+
+class RankDeficientWarning(UserWarning):
+    """A differential of less than full row rank, so that not every velocity of the outputs can be had."""
+
+
+class NonsmoothModelWarning(UserWarning):
+    """A network with kinks, along which a flow may slide, so that exact laws fail."""
+
+
+class NoMinimizerWarning(UserWarning):
+    """A cost whose infimum is not attained, so that parameters diverge and the decay is only algebraic."""
 
 
 class VersionWarning(UserWarning):

@@ -1,6 +1,6 @@
 """Weight decay: any flow with a pull towards zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -55,3 +55,20 @@ class WeightDecay(AbstractFlow):
         """Compute F(θ, t) − λθ; as many gradient evaluations as F takes."""
         velocity = eqx.filter(self.flow(problem, params, time), eqx.is_inexact_array)
         return trees.axpy(-self.rate, eqx.filter(trees.as_coordinates(params), eqx.is_inexact_array), velocity)
+
+    def prepare(self, problem: AbstractProblem, params: PyTree) -> "WeightDecay":
+        """Prepare the flow inside."""
+        prepare = getattr(self.flow, "prepare", None)
+        return self if prepare is None else WeightDecay(prepare(problem, params), self.rate)
+
+    def conditions(self, problem: AbstractProblem) -> Mapping[str, Callable[..., Any]]:
+        """Give the stop conditions of the flow inside."""
+        conditions = getattr(self.flow, "conditions", None)
+        return {} if conditions is None else conditions(problem)
+
+    def explain(
+        self, problem: AbstractProblem, start: PyTree, params: PyTree, time: float, code: str
+    ) -> tuple[str, str]:
+        """Let the flow inside say why a run ended."""
+        explain = getattr(self.flow, "explain", None)
+        return (code, "") if explain is None else explain(problem, start, params, time, code)

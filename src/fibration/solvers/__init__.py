@@ -2,6 +2,7 @@
 
 from ._checkpoint import Checkpoint
 from ._descend import descend
+from ._follow import follow
 from ._integrate import integrate
 from ._observe import StatefulObserver
 from ._options import Options, Progress
@@ -22,6 +23,7 @@ __all__ = [
     "Stop",
     "Trajectory",
     "descend",
+    "follow",
     "integrate",
     "solve",
 ]

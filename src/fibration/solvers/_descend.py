@@ -16,6 +16,7 @@ from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._checkpoint import Checkpoint
 from ._driver import drive
+from ._hooks import explanation, gradients_of, own_conditions, prepared
 from ._integrate import FlowField
 from ._observe import Observation, Observe
 from ._options import Options, ProgressCallback
@@ -70,17 +71,12 @@ def descend(
     ```
     """
     options = Options() if options is None else options
-    for name, value in (("steps", steps), ("save_every", save_every)):
-        if not isinstance(value, int | np.integer) or not 1 <= value <= jnp.iinfo(jnp.result_type(int)).max:
-            raise StepSizeError(
-                f"{name} = {value!r}",
-                f"a whole number from 1 to {jnp.iinfo(jnp.result_type(int)).max}",
-                f"pass {name}=1 or more",
-            )
+    check_counts(steps=steps, save_every=save_every)
     params = trees.as_coordinates(params)
     check_problem(problem)
     problem.check(params)
     state, constant = eqx.partition(params, eqx.is_inexact_array)
+    method = prepared(method, problem, params)
     stepper = _stepper(problem, method, state, constant, step_size)
     check_budget(state, int(steps) // int(save_every) + 3, options)
     grid = np.unique(np.append(np.arange(0, int(steps) + 1, int(save_every)), int(steps)))
@@ -94,7 +90,7 @@ def descend(
     )
     return drive(
         stepper,
-        bind(stop, problem, constant),
+        bind(stop, problem, constant, own_conditions(method, problem), gradients_of(method)),
         state,
         grid,
         int(steps),
@@ -103,7 +99,19 @@ def descend(
         store=open_store(checkpoint),
         progress=progress,
         options=options,
+        explain=explanation(method, problem, params),
     )
+
+
+def check_counts(**counts: Any) -> None:
+    """Check numbers of steps."""
+    for name, value in counts.items():
+        if not isinstance(value, int | np.integer) or not 1 <= value <= jnp.iinfo(jnp.result_type(int)).max:
+            raise StepSizeError(
+                f"{name} = {value!r}",
+                f"a whole number from 1 to {jnp.iinfo(jnp.result_type(int)).max}",
+                f"pass {name}=1 or more",
+            )
 
 
 def _stepper(

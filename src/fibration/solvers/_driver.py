@@ -1,6 +1,7 @@
 """The driver: compiled chunks of steps, and between them everything that compiled code cannot do."""
 
 import time as clock_of
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,9 @@ from ._record import Record
 from ._stepper import FAILURE_NAMES, RUNNING, AbstractStepper, Carry
 from ._stop import Conditions
 from ._trajectory import Result, Trajectory
+
+# Of the state at which a run ended, the time, and the result code: the code that fits best, and a sentence.
+Explanation = Callable[[PyTree, float, str], tuple[str, str]]
 
 
 class _Chunk(eqx.Module):
@@ -113,8 +117,9 @@ def drive(
     store: CheckpointStore | None,
     progress: ProgressCallback | None,
     options: Options,
+    explain: Explanation | None = None,
 ) -> Trajectory:
-    """Run a stepper to its end, saving at the clocks in `grid`.
+    """Run a stepper to its end, saving at the clocks in `grid`; `explain` tells why one ended early.
 
     Memory: the carry, a buffer of at most `options.buffer_bytes`, and the record; none grows with the number of steps.
     """
@@ -151,7 +156,11 @@ def drive(
     def result(code: str) -> Result:
         # An early end is the last time saved; where a cost turned infinite the clock stands beyond it.
         early = code != "completed" and record.n > 0
-        return Result(code, float(record.times[record.n - 1] if early else stepper.time(carry.clock)))
+        time = float(record.times[record.n - 1] if early else stepper.time(carry.clock))
+        if explain is None or code == "interrupted":
+            return Result(code, time)
+        code, detail = explain(stepper.visible(carry.state), time, code)
+        return Result(code, time, detail)
 
     def save(code: str | None) -> None:
         if store is not None:

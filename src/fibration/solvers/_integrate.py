@@ -6,12 +6,15 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 
 from .. import trees
 from ..flows import AbstractFlow
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._checkpoint import Checkpoint
+from ._hooks import explanation, gradients_of, own_conditions, prepared
 from ._observe import Observation, Observe
 from ._options import Options, ProgressCallback
 from ._solve import check_problem, solve_field
@@ -29,12 +32,38 @@ class FlowField(eqx.Module):
     @property
     def gradient_evaluations(self) -> int:
         """Count the gradients of one evaluation: what the flow says, or one."""
-        return int(getattr(self.flow, "gradient_evaluations", 1))
+        return gradients_of(self.flow)
 
     def __call__(self, time: Any, state: PyTree) -> PyTree:
         """Compute the velocity of the floating-point leaves."""
+        if getattr(self.flow, "difference_quotients", False):
+            return _differenced(state, field=self, time=time)
+        return self.velocity(time, state)
+
+    def velocity(self, time: Any, state: PyTree) -> PyTree:
+        """Ask the flow."""
         velocity = self.flow(self.problem, eqx.combine(state, self.constant), time)
         return eqx.filter(velocity, eqx.is_inexact_array)
+
+
+@eqx.filter_custom_jvp
+def _differenced(state: PyTree, *, field: FlowField, time: Any) -> PyTree:
+    """Compute a velocity whose derivative is a difference quotient, for fields that JAX would differentiate to NaN.
+
+    Stabilised methods need it to two digits, for the spectral radius (as in Sommeijer, Shampine and Verwer's RKC).
+    """
+    return field.velocity(time, state)
+
+
+@_differenced.def_jvp
+def _difference(primals: Any, tangents: Any, *, field: FlowField, time: Any) -> tuple[PyTree, PyTree]:
+    state = primals[0]
+    direction = jax.tree.map(lambda x, t: jnp.zeros_like(x) if t is None else t, state, tangents[0])
+    velocity = field.velocity(time, state)
+    size, length = trees.norm(state), trees.norm(direction)
+    step = jnp.finfo(size.dtype).eps ** 0.5 * (1 + size) / jnp.where(length > 0, length, 1)
+    ahead = field.velocity(time, trees.axpy(step, direction, state))
+    return velocity, trees.scale(1 / step, trees.subtract(ahead, velocity))
 
 
 def integrate(
@@ -72,7 +101,8 @@ def integrate(
 
     **Raises:** `ApplyError`, `ParameterError`, `NonFiniteDataError`, `TimeSpanError`, `StepSizeError`, `FlowError`,
     `MemoryBudgetError`, `ObserverError` (which holds the trajectory so far), and those of `Checkpoint`. A run that
-    turns non-finite returns what it has, with the result "nonfinite"; see `Trajectory.raise_if_failed`.
+    turns non-finite returns what it has, with the result "nonfinite", and one along which an adapted flow ends early,
+    with "rank_loss" or "blow_up"; see `Trajectory.raise_if_failed`.
 
     ```python
     >>> import jax.numpy as jnp
@@ -88,6 +118,9 @@ def integrate(
     check_problem(problem)
     problem.check(params)
     state, constant = eqx.partition(params, eqx.is_inexact_array)
+    flow = prepared(flow, problem, params)
+    if method == "auto" and not getattr(flow, "stiff", True):
+        method = "tsit5" if rtol >= 1e-6 else "dopri8"  # a third of the program to compile
     return solve_field(
         FlowField(flow, problem, constant),
         state,
@@ -101,7 +134,8 @@ def integrate(
         checkpoint=checkpoint,
         progress=progress,
         options=options,
-        conditions=bind(stop, problem, constant),
+        conditions=bind(stop, problem, constant, own_conditions(flow, problem), gradients_of(flow)),
+        explain=explanation(flow, problem, params),
         wall_seconds=None if stop is None else stop.wall_seconds,
         problem=problem,
         constant=constant,

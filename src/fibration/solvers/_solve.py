@@ -24,7 +24,7 @@ from ..errors import (
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._checkpoint import Checkpoint, CheckpointStore
-from ._driver import drive
+from ._driver import Explanation, drive
 from ._method import AbstractMethod
 from ._observe import Observation
 from ._ode import AdaptiveStepper, choose_method
@@ -125,6 +125,7 @@ def solve_field(
     options: Options | None,
     constant: PyTree,
     conditions: Conditions | None = None,
+    explain: Explanation | None = None,
     wall_seconds: float | None = None,
     problem: AbstractProblem | None = None,
     observation: Observation | None = None,
@@ -168,6 +169,7 @@ def solve_field(
         store=open_store(checkpoint),
         progress=progress,
         options=options,
+        explain=explain,
     )
 
 

@@ -9,8 +9,14 @@ from jaxtyping import Array, Bool, Int, Real
 
 from ..trees import PyTree
 
-RUNNING, NONFINITE, STEP_UNDERFLOW = 0, -1, -2
-FAILURE_NAMES = {NONFINITE: "nonfinite", STEP_UNDERFLOW: "step_underflow"}
+RUNNING, NONFINITE, STEP_UNDERFLOW, STALLED, STATIONARY = 0, -1, -2, -3, -4
+# The last one is no failure: a minimum is reached.
+FAILURE_NAMES = {
+    NONFINITE: "nonfinite",
+    STEP_UNDERFLOW: "step_underflow",
+    STALLED: "stalled",
+    STATIONARY: "stationary",
+}
 
 
 class Spent(NamedTuple):

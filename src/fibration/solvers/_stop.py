@@ -14,7 +14,7 @@ from ..errors import ShapeError, StepSizeError, UnknownNameError
 from ..problem import AbstractProblem
 from ..trees import PyTree
 
-FAILURE_CODES = ("nonfinite", "step_underflow", "max_steps")
+FAILURE_CODES = ("nonfinite", "step_underflow", "max_steps", "rank_loss", "blow_up", "stalled")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Stop:
                 )
         if self.time is not None and not np.isfinite(float(self.time)):
             raise StepSizeError(f"time = {self.time}", "a finite time", "leave it out to switch the condition off")
-        taken = {"completed", "cost_below", "gradient_norm_below", "time", "wall_seconds", *FAILURE_CODES}
+        taken = {"completed", "stationary", "cost_below", "gradient_norm_below", "time", "wall_seconds", *FAILURE_CODES}
         if not isinstance(self.when, Mapping):
             raise UnknownNameError("`when` is no mapping", "conditions by name", 'pass `when={"name": condition}`')
         for name, condition in self.when.items():
@@ -127,8 +127,18 @@ class _When(eqx.Module):
         return met
 
 
-def bind(stop: Stop | None, problem: AbstractProblem, constant: PyTree) -> Conditions:
-    """Bind stop conditions to a problem and to the constant leaves of its parameters."""
+def bind(
+    stop: Stop | None,
+    problem: AbstractProblem,
+    constant: PyTree,
+    own: Mapping[str, Callable[..., Any]] | None = None,
+    gradients_each: int = 1,
+) -> Conditions:
+    """Bind stop conditions to a problem and to the constant leaves of its parameters.
+
+    `own`: those of the flow, by name, each of which costs `gradients_each`; they come after the user's.
+    """
+    own = {} if own is None else own
     stop = Stop() if stop is None else stop
     tests: dict[str, Callable[[PyTree, Array], Array]] = {}
     if stop.cost_below is not None:
@@ -139,7 +149,6 @@ def bind(stop: Stop | None, problem: AbstractProblem, constant: PyTree) -> Condi
         )
     if stop.time is not None:
         tests["time"] = _TimeReached(jnp.asarray(float(stop.time)))
-    tests |= {name: _When(problem, constant, function) for name, function in stop.when.items()}
-    return Conditions(
-        tuple(tests), tuple(tests.values()), int("gradient_norm_below" in tests), int("cost_below" in tests)
-    )
+    tests |= {name: _When(problem, constant, function) for name, function in (*stop.when.items(), *own.items())}
+    gradients = int("gradient_norm_below" in tests) + gradients_each * len(own)
+    return Conditions(tuple(tests), tuple(tests.values()), gradients, int("cost_below" in tests))

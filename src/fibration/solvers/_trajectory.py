@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from ..errors import DivergedError
+from ..errors import BlowUpError, DifferentialRankError, DivergedError
 from ..trees import PyTree
 
 if TYPE_CHECKING:
@@ -20,6 +20,18 @@ FAILURES = {
     "step_underflow": (
         "no step met the tolerance, however short",
         "a larger rtol or atol, float64, another method, or a smoother field",
+    ),
+    "rank_loss": (
+        "the differential of the outputs lost rank",
+        'damping, `on_rank_loss="damp"`, more parameters, or another start',
+    ),
+    "blow_up": (
+        "the parameters run off to infinity in finite time",
+        "targets that the network's outputs can reach, damping, or another start",
+    ),
+    "stalled": (
+        "no step lowered the cost although one should have, however short",
+        "a smoother network, float64, or another start",
     ),
     "max_steps": ("the limit on steps was reached", "a larger `Options.max_steps`, or looser tolerances"),
 }
@@ -35,12 +47,14 @@ class Result:
     """How a run ended.
 
     `code`: "completed", the name of the stop condition that was met ("cost_below", "gradient_norm_below", "time",
-    "wall_seconds" or your own), or a failure: "nonfinite", "step_underflow", "max_steps"; `time`: the time at which it
-    ended; `message`: the same in a sentence.
+    "wall_seconds" or your own), or a failure: "nonfinite", "step_underflow", "max_steps", and of an adapted flow
+    "rank_loss" or "blow_up"; `time`: the time at which it ended; `detail`: what the flow has to say about it;
+    `message`: all of this in a sentence.
     """
 
     code: str
     time: float
+    detail: str = ""
 
     @property
     def failed(self) -> bool:
@@ -50,11 +64,12 @@ class Result:
     @property
     def message(self) -> str:
         """The result in a sentence."""
+        detail = f"; {self.detail}" if self.detail else ""
         if self.failed:
-            return f"failed at t = {self.time:.6g}: {FAILURES[self.code][0]}"
+            return f"failed at t = {self.time:.6g}: {FAILURES[self.code][0]}{detail}"
         if self.code == "completed":
-            return f"completed at t = {self.time:.6g}"
-        return f"stopped at t = {self.time:.6g}: {self.code}"
+            return f"completed at t = {self.time:.6g}{detail}"
+        return f"stopped at t = {self.time:.6g}: {self.code}{detail}"
 
     def __str__(self) -> str:
         return self.message
@@ -100,18 +115,24 @@ class Trajectory:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf[-1]) if is_saved(leaf) else leaf, self.params)
 
     def raise_if_failed(self) -> "Trajectory":
-        """Return the trajectory itself, or raise `DivergedError`, which holds it, if its result is a failure."""
+        """Return the trajectory itself, or raise an error that holds it if its result is a failure.
+
+        **Raises:** `DifferentialRankError` for "rank_loss", `BlowUpError` for "blow_up", `DivergedError` for others.
+        """
         if self.result.failed:
             what, fix = FAILURES[self.result.code]
             given = f"{what} at t = {self.result.time:.6g}, after {self.stats.get('steps', '?')} steps"
-            raise DivergedError(given, "a run that reaches its end", f"try {fix}", self)
+            given += f"; {self.result.detail}" if self.result.detail else ""
+            error = {"rank_loss": DifferentialRankError, "blow_up": BlowUpError}.get(self.result.code, DivergedError)
+            raise error(given, "a run that reaches its end", f"try {fix}", self)
         return self
 
     def to_xarray(self) -> "xarray.Dataset":
         """Convert to a labelled `xarray.Dataset` along the dimension `time`.
 
-        Variables: `cost`, `params/<path>` for each leaf, `observed/<name>`, and `spectral_radius` of a stabilised
-        method; attributes: the statistics and the result. With `Options(save="last")` the parameters have no `time`.
+        Variables: `cost`, `params/<path>` for each leaf, `observed/<name>`, and what the method noted at each saved
+        time, such as `spectral_radius`; attributes: the statistics and the result. With `Options(save="last")` the
+        parameters have no `time`.
 
         ```python
         >>> import jax.numpy as jnp
@@ -139,8 +160,8 @@ class Trajectory:
             axes = [f"observed/{name}_{i}" for i in range(values.ndim - 1)]
             variables[f"observed/{name}"] = (["time", *axes], values)
         stats = dict(self.stats)
-        if "spectral_radius" in stats:
-            variables["spectral_radius"] = ("time", np.asarray(stats.pop("spectral_radius")[: len(self.times)]))
+        for name in [name for name, values in stats.items() if isinstance(values, list)]:
+            variables[name] = ("time", np.asarray(stats.pop(name)[: len(self.times)]))
         # Files hold no dictionaries among their attributes.
         stats |= {f"steps_{name}": count for name, count in stats.pop("steps_by_method", {}).items()}
         attributes = {**stats, "result": self.result.code, "result_time": self.result.time}

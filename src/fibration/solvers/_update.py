@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Real
 
 from .. import trees
-from ..problem import AbstractProblem
+from ..problem import AbstractProblem, Problem, StackedProblem
 from ..trees import PyTree
 from ._stepper import NONFINITE, RUNNING, AbstractStepper, Carry, Spent, first_carry
 
@@ -66,6 +66,27 @@ class EulerStepper(_UpdateStepper):
         return clock * self.step_size
 
 
+class _Closed(eqx.Module):
+    """An `apply` of the floating-point leaves alone."""
+
+    apply: Callable[..., Any]
+    constant: PyTree
+
+    def __call__(self, state: PyTree, x: Array) -> Array:
+        return self.apply(eqx.combine(state, self.constant), x)
+
+
+def _closed(problem: AbstractProblem, constant: PyTree) -> AbstractProblem:
+    """Close a problem over the constant leaves of its parameters."""
+    if not jax.tree.leaves(constant):
+        return problem
+    if isinstance(problem, StackedProblem):
+        return StackedProblem(tuple(_closed(block, constant) for block in problem.problems))
+    if isinstance(problem, Problem):
+        return eqx.tree_at(lambda p: p.apply, problem, _Closed(problem.apply, constant))
+    return problem
+
+
 class OptaxStepper(_UpdateStepper):
     """One update of an optax optimiser on the cost of a problem."""
 
@@ -89,9 +110,9 @@ class OptaxStepper(_UpdateStepper):
         value, gradient = self.problem.cost_and_gradient(eqx.combine(carry.state, self.constant))
         # optax takes JAX's own gradient, the conjugate of ours for complex parameters.
         gradient = jax.tree.map(jnp.conj, eqx.filter(gradient, eqx.is_inexact_array))
-        updates, memory = self.optimiser.update(
-            gradient, carry.memory, carry.state, value=value, grad=gradient, value_fn=cost
-        )
+        # An optimiser that takes the problem itself leaves the gradient unused, and compiled code does without it.
+        extra = {"value": value, "grad": gradient, "value_fn": cost, "problem": _closed(self.problem, self.constant)}
+        updates, memory = self.optimiser.update(gradient, carry.memory, carry.state, **extra)
         return self._advance(carry, optax.apply_updates(carry.state, updates), memory, 1)
 
     def account(self, carry: Carry) -> dict[str, Any]:  # noqa: ARG002
