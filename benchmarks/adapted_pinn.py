@@ -17,8 +17,6 @@ learning rate is the best of three by final error, each with a cosine schedule t
 
 import json
 import os
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -50,7 +48,7 @@ def laplacian(u, x):
 
 
 def network(widths, key):
-    """Tanh layers: weights of Glorot's variance, and biases uniform in [−1, 1], so that the units spread over the cube."""
+    """Tanh layers: weights of Glorot's variance, biases uniform in [−1, 1], so that the units spread over the cube."""
     keys = jax.random.split(key, (len(widths) - 1, 2))
     params = [
         (
@@ -71,7 +69,9 @@ def network(widths, key):
 
 def poisson(apply, solution, source, interior, boundary, weight):
     """The interior and the boundary as one least-squares problem."""
-    inside = fb.Problem(lambda p, x: laplacian(lambda y: apply(p, y), x), interior, -jax.vmap(source)(interior)[:, None])
+    inside = fb.Problem(
+        lambda p, x: laplacian(lambda y: apply(p, y), x), interior, -jax.vmap(source)(interior)[:, None]
+    )
     edge = fb.Problem(apply, boundary, jax.vmap(solution)(boundary)[:, None], weights=weight * np.ones(len(boundary)))
     return fb.stack([inside, edge])
 
@@ -158,4 +158,3 @@ def part(name):
 
 if __name__ == "__main__":
     run(__doc__, {name: part(name) for name in BUILD}, one, RESULTS)
-    sys.exit()

@@ -3,7 +3,6 @@
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,7 +19,7 @@ def thinned(*columns):
 
 
 def timed_minimize(problem, params, error, *, steps, seconds, tolerance=1e-30, **options):
-    """Run `fb.optim.minimize`; the time of a step is interpolated between visits of the driver, about three a second."""
+    """Run `fb.optim.minimize`; times of steps are interpolated between the driver's visits, about five a second."""
     call = {"steps": steps, "options": fb.Options(chunk_seconds=0.2), **options}
     began = time.perf_counter()
     # It stops at its start, with everything compiled.
@@ -36,7 +35,10 @@ def timed_minimize(problem, params, error, *, steps, seconds, tolerance=1e-30, *
         **call,
     )
     at = np.interp(run.times, *np.array(visits).T)
-    errors = [float(error(jax.tree.map(lambda leaf: leaf[k], run.params))) for k in range(len(run.times))]
+    states = [
+        jax.tree.unflatten(jax.tree.structure(params), rows) for rows in zip(*jax.tree.leaves(run.params), strict=True)
+    ]
+    errors = [float(error(state)) for state in states]
     kept = thinned(at, run.costs, errors)
     facts = {"steps": run.stats["steps"], "rejected": run.stats["rejected"], "result": run.result.code}
     return dict(zip(("seconds", "costs", "errors"), kept, strict=True)) | facts | {"compile_seconds": compiled}

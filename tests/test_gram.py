@@ -110,7 +110,7 @@ def test_the_memory_budget_does_not_change_the_gram(name, budget):
 def test_tiles_that_do_not_divide_the_samples():
     apply, params = fb.networks.mlp((2, 7, 3), "tanh", key=jax.random.key(0))
     inputs = jax.random.normal(jax.random.key(1), (601, 2))
-    problem = fb.Problem(apply, inputs, jnp.zeros((601, 3)))  # 1,803 rows: three tiles of at most 256 samples
+    problem = fb.Problem(apply, inputs, jnp.zeros((601, 3)))  # 1,803 rows: six tiles, the last overlapping
     jacobian = np.asarray(fb.tangent.jacobian(problem, params))
     expected = jacobian @ jacobian.T
     np.testing.assert_allclose(fb.tangent.gram(problem, params), expected, atol=1e-12 * np.max(expected))

@@ -35,7 +35,7 @@ def test_projected_momentum_is_an_argmin(size):
         scale = np.abs(phi).max()
         np.testing.assert_allclose(ravel_pytree(updates)[0], -0.7 * phi, atol=1e-13 * max(1, scale))
         params = optax.apply_updates(params, updates)
-    assert int(state.count) == 5
+    assert int(state.n_updates) == 5
 
 
 def test_a_quadratic_in_one_step():

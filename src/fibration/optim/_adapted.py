@@ -22,12 +22,12 @@ from ._step import Method, direction, take_step
 class AdaptedState(NamedTuple):
     """The state of `adapted`: arrays only.
 
-    `count`: updates so far; `damping`: λ of the last step or, if it is adaptive, of the next one, 0 before the first;
+    `n_updates`: so far; `damping`: λ of the last step or, if it is adaptive, of the next one, 0 before the first;
     `ratio`: of the last step's actual to its predicted decrease, 0 if no step was accepted or it is not adaptive;
     `velocity`: the last φ, like the parameters, or `None` without momentum.
     """
 
-    count: Int[Array, ""]
+    n_updates: Int[Array, ""]
     damping: Float[Array, ""]
     ratio: Float[Array, ""]
     velocity: PyTree
@@ -106,7 +106,7 @@ def adapted(
         return AdaptedState(jnp.zeros((), jnp.int32), zero, zero, velocity)
 
     def update(
-        updates: Any, state: AdaptedState, params: PyTree = None, *, problem: Any = None, **extra: Any
+        updates: Any, state: Any, params: PyTree = None, *, problem: Any = None, **extra: Any
     ) -> tuple[PyTree, AdaptedState]:
         del extra
         problem = updates if isinstance(updates, AbstractProblem) else problem
@@ -119,7 +119,7 @@ def adapted(
             )
         current, constant = eqx.partition(trees.as_coordinates(params), eqx.is_inexact_array)
         residuals = ProblemResiduals(problem, constant, method)
-        dtype, count = state.damping.dtype, state.count + 1
+        dtype, count = state.damping.dtype, state.n_updates + 1
         if adaptive:
             move = take_step(Method(acceleration, line_search=False), residuals, current, state.damping, damping)
             return move.step, AdaptedState(count, move.damping.astype(dtype), move.ratio.astype(dtype), state.velocity)
@@ -137,7 +137,7 @@ def adapted(
             velocity = trees.scale(-1.0, step)
         if bend is not None:
             step = trees.axpy(1.0, bend, step)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.n_updates) if callable(learning_rate) else learning_rate
         return trees.scale(rate, step), AdaptedState(count, strength.astype(dtype), state.ratio, velocity)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from .. import trees
 from ..problem import AbstractProblem
-from ..tangent._differential import Differential
+from ..tangent._differential import Differential, row_scale
 from ..tangent._factor import Products, largest, start
 from ..tangent._minimum_norm import factorize, fits
 from ..trees import PyTree
@@ -120,7 +120,8 @@ class ProblemResiduals(AbstractResiduals):
             sigma_max = factor.sigma_max
             floor = (eps * sigma_max) ** 2
         size = jnp.linalg.norm(residuals) + 2 * _norm_of_targets(differential)
-        return Linearised(residuals.astype(dtype), factor, *(x.astype(dtype) for x in (sigma_max, floor, size)), eps)
+        sigma_max, floor, size = (x.astype(dtype) for x in (sigma_max, floor, size))
+        return Linearised(residuals.astype(dtype), factor, sigma_max, floor, size, eps)
 
 
 def _coarsest(dtype: Any, state: PyTree) -> float:
@@ -128,8 +129,8 @@ def _coarsest(dtype: Any, state: PyTree) -> float:
 
 
 def _norm_of_targets(differential: Differential) -> Float[Array, ""]:
-    targets = jnp.concatenate([block.targets.reshape(-1) for block in differential.blocks])
-    return jnp.linalg.norm(differential.row_scales() * targets)
+    squares = [jnp.sum(jnp.square(row_scale(block) * block.targets.reshape(-1))) for block in differential.blocks]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
 def _factor(differential: Differential, method: str) -> Any:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "structured", "jacobian"]
 METHODS = ("auto", "structured", "jacobian")
-_TILE = 768  # rows of the Gram matrix that are computed at once, about
+_TILE = 320  # rows of the Gram matrix that are computed at once, about: few enough for the caches
 
 
 def gram_matrix(differential: "Differential", method: str = "auto") -> Float[Array, "M M"]:
