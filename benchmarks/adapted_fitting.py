@@ -32,7 +32,7 @@ from runner import in_processes, run
 
 RESULTS = Path(__file__).parent / "results" / "adapted_fitting.json"
 SHRINK = float(os.environ.get("FIBRATION_SHRINK", "1"))
-SECONDS = {"ours": 60.0 * SHRINK, "others": 180.0 * SHRINK}
+SECONDS = {"ours": 40.0 * SHRINK, "others": 60.0 * SHRINK}
 TARGETS = (1e-4, 1e-6, 1e-8, 1e-10, 1e-12, 1e-14)
 RATES = (1e-2, 3e-3, 1e-3)
 

@@ -74,10 +74,10 @@ def flat(params):
 
 def jacobian(problem, params):
     """D by brute force."""
+    return np.asarray(_jacobian(problem, params))
+
+
+@eqx.filter_jit
+def _jacobian(problem, params):
     vector, unravel = ravel_pytree(params)
-    return np.asarray(jax.jacrev(lambda v: problem.outputs(unravel(v)).ravel())(vector))
-
-
-def exact(flow, **changes):
-    """Options under which an integration is as good as exact."""
-    return {"rtol": 1e-11, "atol": 1e-13, "method": "dopri8"} | changes
+    return jax.jacrev(lambda v: problem.outputs(unravel(v)).ravel())(vector)

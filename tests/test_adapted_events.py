@@ -104,6 +104,7 @@ def test_isolated_equilibrium():
     assert run.result.time == pytest.approx(np.log(start / 0.5), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_rank_margin():
     """At K = QN an open set of data loses rank; with K = 4·QN the same data do not."""
     ends = []
@@ -122,8 +123,6 @@ def test_conditions_are_the_flows_own_and_after_the_users():
     stop = fb.Stop(when={"half": lambda problem, params, time: params > 0.5})
     run = fb.integrate(problem, UNDAMPED, jnp.array(0.0), t1=3.0, stop=stop, **FAST)
     assert run.result.code == "half"
-    run = fb.descend(problem, UNDAMPED, jnp.array(0.0), step_size=1e-3, steps=5000, save_every=1000)
-    assert run.result.code in ("completed", "rank_loss")  # Euler's steps may jump across
     run = fb.descend(problem, fb.flows.WeightDecay(UNDAMPED, 0.1), jnp.array(0.0), step_size=0.1, steps=3)
     assert run.params[1] == pytest.approx(0.1)
     with pytest.raises(fb.errors.UnknownNameError):
@@ -141,7 +140,7 @@ def test_a_run_resumes_bit_for_bit(tmp_path):
     assert again.stats["resumed_at"] > 0
     np.testing.assert_array_equal(flat(again.final_params), flat(whole.final_params))
     with pytest.raises(fb.errors.CheckpointMismatchError):
-        fb.integrate(problem, fb.AdaptedFlow(damping=0.1, method="svd"), params, checkpoint=tmp_path, **call)
+        fb.integrate(tanh_problem(1)[0], UNDAMPED, params, checkpoint=tmp_path, **call)
 
 
 def test_a_failed_run_is_read_back_with_its_reason(tmp_path):

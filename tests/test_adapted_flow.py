@@ -21,7 +21,7 @@ N = 6
 def long_run():
     """Over twelve decades of the cost."""
     problem, params = tanh_problem()
-    return problem, fb.integrate(problem, SVD, params, t1=14.0 * N, times=np.linspace(0, 14 * N, 85), **EXACT)
+    return problem, fb.integrate(problem, SVD, params, t1=14.0 * N, times=np.linspace(0, 14 * N, 64), **EXACT)
 
 
 def test_cost_obeys_the_law_over_twelve_decades():
@@ -39,13 +39,12 @@ def test_every_residual_obeys_the_law():
     assert np.max(defect) < 1e-6
 
 
-def test_default_flow_undamped_where_there_is_room_and_the_same_by_every_method():
+def test_default_flow_is_undamped_where_there_is_room():
     problem, params = tanh_problem()
-    for flow in (fb.AdaptedFlow(), fb.AdaptedFlow(method="cholesky")):
-        prepared = flow.prepare(problem, params)
-        assert prepared.start.damping is None
-        assert not prepared.stiff
-        np.testing.assert_allclose(flat(prepared(problem, params)), flat(SVD(problem, params)), rtol=1e-9, atol=1e-11)
+    prepared = fb.AdaptedFlow().prepare(problem, params)
+    assert prepared.start.damping is None
+    assert not prepared.stiff
+    np.testing.assert_allclose(flat(prepared(problem, params)), flat(SVD(problem, params)), rtol=1e-9, atol=1e-11)
 
 
 def test_stopping_time_is_known_beforehand():
@@ -64,31 +63,26 @@ def test_stopping_time_of_arrays_and_bad_input():
             stopping_time(*bad)
 
 
-def test_standard_flow_is_slower_and_curved():
-    problem, params = tanh_problem()
-    run = fb.integrate(problem, fb.GradientFlow(), params, t1=6.0 * N, times=[0.0, 6.0 * N])
-    assert run.costs[-1] / run.costs[0] > 100 * np.exp(-12)
-
-
 def test_weights_and_blocks_set_the_rates():
+    """x' = −(wᵢ/N)rᵢ in the Euclidean metric, and −rᵢ in that of the scaled residuals."""
     inputs, targets, params = tanh_data()
     weights = np.array([1.0, 2.0, 0.5, 1.0, 1.0, 3.0])
-    problem = fb.Problem(TANH, inputs, targets, weights=weights)
-    run = fb.integrate(problem, SVD, params, t1=6.0, times=[0.0, 6.0], rtol=1e-9, atol=1e-12, method="dopri8")
-    r = residuals(problem, run)
-    np.testing.assert_allclose(r[1], np.repeat(np.exp(-weights), 2) * r[0], atol=1e-8)
-    blocks = [fb.Problem(TANH, inputs[:2], targets[:2]), fb.Problem(TANH, inputs[2:], targets[2:])]
-    for flow, rates in ((SVD, [3.0, 1.5]), (fb.AdaptedFlow(0.0, "svd", Whitened()), [6.0, 6.0])):
-        run = fb.integrate(fb.stack(blocks), flow, params, t1=6.0, times=[0.0, 6.0], rtol=1e-8, atol=1e-11)
-        for block, rate in zip(blocks, rates, strict=True):
-            r = residuals(block, run)
-            np.testing.assert_allclose(r[1], np.exp(-rate) * r[0], atol=1e-6)
+    whole = fb.Problem(TANH, inputs, targets, weights=weights)
+    r = np.asarray(whole.outputs(params) - targets).ravel()
+    D = jacobian(whole, params)
+    np.testing.assert_allclose(D @ flat(SVD(whole, params)), -np.repeat(weights / N, 2) * r, atol=1e-12)
+    blocks = fb.stack(
+        [fb.Problem(TANH, inputs[:2], targets[:2], weights=weights[:2]), fb.Problem(TANH, inputs[2:], targets[2:])]
+    )
+    rates = np.repeat([1 / 2, 2 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 4], 2)
+    np.testing.assert_allclose(D @ flat(SVD(blocks, params)), -rates * r, atol=1e-12)
+    np.testing.assert_allclose(D @ flat(fb.AdaptedFlow(0.0, "svd", Whitened())(blocks, params)), -r, atol=1e-12)
 
 
 def test_equal_duplicates_keep_the_law_at_lower_rank():
     inputs, targets, params = tanh_data()
     problem = fb.Problem(TANH, inputs.at[3].set(inputs[1]), targets.at[3].set(targets[1]))
-    run = fb.integrate(problem, SVD, params, t1=3.0 * N, times=np.linspace(0, 3 * N, 7), **EXACT)
+    run = fb.integrate(problem, SVD, params, t1=3.0 * N, times=np.linspace(0, 3 * N, 64), **EXACT)
     assert run.result.code == "completed"
     assert np.linalg.matrix_rank(jacobian(problem, run.final_params)) == 10
     r = residuals(problem, run)
@@ -99,7 +93,7 @@ def test_conflicting_duplicates_stop_at_the_projection():
     inputs, targets, params = tanh_data()
     problem = fb.Problem(TANH, inputs.at[3].set(inputs[1]), targets)
     with pytest.warns(fb.errors.RankDeficientWarning, match=r"rank 10 of 12 .* Samples 1 and 3 have identical inputs"):
-        run = fb.integrate(problem, SVD, params, t1=16.0 * N, times=np.linspace(0, 16 * N, 65), **EXACT)
+        run = fb.integrate(problem, SVD, params, t1=16.0 * N, times=np.linspace(0, 16 * N, 64), **EXACT)
     limit = float(jnp.sum((targets[1] - targets[3]) ** 2)) / (4 * N)
     law = limit + np.exp(-2 * run.times / N) * (run.costs[0] - limit)
     np.testing.assert_allclose(run.costs, law, rtol=1e-11)
@@ -163,6 +157,7 @@ def test_underparametrised_network_projects_and_is_invariant():
     np.testing.assert_allclose(A @ there.params[-1], flat(run.final_params), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_overparametrised_outputs_are_invariant_and_parameters_are_not():
     problem, params = tanh_problem()
     _, run = long_run()
@@ -210,7 +205,7 @@ def test_interpolated_family_shares_its_equilibria():
     inputs, targets, _ = tanh_data()
     problem, params = fb.Problem(TANH, inputs.at[3].set(inputs[1]), targets), tanh_data()[2]
     with pytest.warns(fb.errors.RankDeficientWarning):
-        run = fb.integrate(problem, SVD, params, t1=30.0 * N, times=[0.0, 30.0 * N], **EXACT)
+        run = fb.integrate(problem, SVD, params, t1=30.0 * N, times=np.linspace(0, 30 * N, 64), **EXACT)
     for alpha in (0.0, 0.5, 1.0):
         flow = fb.InterpolatedFlow(alpha, damping=0.0, method="svd")
         assert np.linalg.norm(flat(flow(problem, params))) > 0.01

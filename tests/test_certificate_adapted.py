@@ -26,7 +26,7 @@ def conflicting():
 
 def test_a_clean_run_is_certified_clean():
     problem, params = tanh_problem()
-    run = fb.integrate(problem, FLOW, params, t1=4.0 * N, times=np.linspace(0, 4 * N, 13), **EXACT)
+    run = fb.integrate(problem, FLOW, params, t1=4.0 * N, times=np.linspace(0, 4 * N, 49), **EXACT)
     proof = certificate(problem, run, method="svd")
     assert np.max(proof.decay_defect) < 1e-8
     assert np.max(proof.deviation) < 1e-9

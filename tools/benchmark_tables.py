@@ -147,6 +147,61 @@ def linear_systems(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def gram(results: dict[str, Any]) -> str:
+    """The Gram matrix, beside the Jacobian's."""
+    lines = [
+        "| network | N·Q, K | `gram`, seconds | structured | jacobian | `jacrev` and `J @ J.T` | temporary, matrix, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["gram"]:
+        ratios = [f"{row[rival]['ratio']:,.2f}" if rival in row else "" for rival in ("structured", "jacobian")]
+        lines.append(
+            f"| {row['case']} | {row['outputs']:,}, {row['parameters']:,} | {row['auto']['seconds']:.3f} | "
+            f"{' | '.join(ratios)} | {row['jacrev']['ratio']:,.1f} | {row['auto']['temporary_mb']:.0f}, "
+            f"{row['gram_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def _times(rows: list[dict[str, Any]], title: str) -> str:
+    """How long each contender took to each level; Adam is listed for each learning rate."""
+    levels = list(next(row for row in rows if "to" in row)["to"])
+    lines = [f"| {title} | steps | {' | '.join(levels)} | compiling |", "|---|---|" + "---|" * (len(levels) + 1)]
+    for row in rows:
+        if "failed" in row:
+            lines.append(f"| {row['name']} | failed: {row['failed'].split('.')[0][:90]} |{' |' * (len(levels) + 1)}")
+            continue
+        cells = ["" if row["to"][level] is None else f"{row['to'][level]:.1f}" for level in levels]
+        name = row["name"] + (f", start {row['seed']}" if "seed" in row and row["name"] == "fibration" else "")
+        lines.append(f"| {name} | {row['steps']:,} | {' | '.join(cells)} | {row['compile_seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def adapted_fitting(results: dict[str, Any]) -> str:
+    """Seconds to each cost."""
+    return _times(results["fitting"], "seconds to a cost of")
+
+
+def adapted_pinn(results: dict[str, Any]) -> str:
+    """Seconds to each error, in both dimensions."""
+    parts = (("poisson-2d", "2-d, seconds to an error of"), ("poisson-5d", "5-d, seconds to an error of"))
+    return "\n\n".join(_times(results[part], title) for part, title in parts if part in results)
+
+
+def adapted_memory(results: dict[str, Any]) -> str:
+    """Memory of one step."""
+    lines = [
+        "| one step | parameters | peak, MB | less the Gram matrix, in parameters | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in results["memory"]:
+        lines.append(
+            f"| {row['name']} | {row['parameters']:,} | {row['peak MB']:.0f} | "
+            f"{row['peak less the Gram matrix, in parameters']:.1f} | {row['seconds']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def rebalancing(results: dict[str, Any]) -> str:
     """One table for each problem and optimiser: a row for each method, a column for each start."""
     parts = []
@@ -185,6 +240,10 @@ WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rescaling": ("benchmarks", rescaling),
     "adapters": ("benchmarks", adapters),
     "linear_systems": ("benchmarks", linear_systems),
+    "gram": ("benchmarks", gram),
+    "adapted_fitting": ("benchmarks", adapted_fitting),
+    "adapted_pinn": ("benchmarks", adapted_pinn),
+    "adapted_memory": ("benchmarks", adapted_memory),
     "rebalancing": ("rebalancing", rebalancing),
     "minimizers_gallery": ("minimizers", minimizers_gallery),
 }

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from .. import trees
 from ..problem import AbstractProblem
+from ..tangent._diagnosis import UNKNOWN
 from ..tangent._differential import blocks_of
 from ..trees import PyTree
 from ._flow import Time
@@ -43,7 +44,8 @@ class RankLost(eqx.Module):
         found, start = self.flow.diagnosis(problem, params, time), self.flow.start
         assert start is not None  # noqa: S101 - the condition of a prepared flow
         small = found.sigma_min < threshold(start) * jnp.maximum(found.sigma_max, start.sigma_max)
-        return (found.rank < start.rank) | ((found.rank == start.rank) & small)
+        known = found.rank != UNKNOWN
+        return (known & (found.rank < start.rank)) | ((found.rank == start.rank) & small)
 
 
 class Collapse(eqx.Module):

@@ -12,7 +12,7 @@ from .. import trees
 from .._validation import check_name
 from ..errors import UnknownNameError
 from ..problem import AbstractProblem
-from ..tangent._diagnosis import METHODS, Diagnosis
+from ..tangent._diagnosis import METHODS, UNKNOWN, Diagnosis
 from ..tangent._differential import Differential
 from ..tangent._factor import Factor
 from ..tangent._minimum_norm import factorize
@@ -96,7 +96,7 @@ class AbstractLiftedFlow(AbstractFlow):
             return 0.0
         found = factor.diagnosed(velocity)[1]
         floor = RESCUE * self.start.sigma_min
-        sigma = jnp.where(found.rank < self.start.rank, 0, found.sigma_min)
+        sigma = jnp.where((found.rank != UNKNOWN) & (found.rank < self.start.rank), 0, found.sigma_min)
         return floor**2 * jnp.exp(-((sigma / floor) ** 2))
 
     def prepare(self, problem: AbstractProblem, params: PyTree) -> "AbstractLiftedFlow":

@@ -17,7 +17,7 @@ from ._lifted import AbstractLiftedFlow
 from ._metrics import Euclidean, Whitened, class_weights
 from ._smoothness import kinks
 
-STACK = 5  # from here to the caller of `integrate`
+STACK = 6  # from `warn` to the caller of `integrate`, with one frame of equinox between
 
 
 def warn(flow: AbstractLiftedFlow, problem: AbstractProblem, params: PyTree, found: Diagnosis) -> None:

@@ -93,20 +93,23 @@ def _trial(
     velocity, acceleration = direction(residuals, state, solver, here.residuals, bent=method.acceleration)
     moved = here.factor.jvp(velocity)
 
-    def cost_at(length: Float[Array, ""]) -> Float[Array, ""]:
-        point = trees.axpy(1.0, along(velocity, acceleration, length), state)
-        return half_square(residuals(point).astype(moved.dtype))
+    def cost_of(step: PyTree) -> Float[Array, ""]:
+        return half_square(residuals(trees.axpy(1.0, step, state)).astype(moved.dtype))
 
-    length = jnp.ones((), moved.dtype)
     if method.line_search:
         lengths = jnp.asarray(LENGTHS, moved.dtype)
-        costs = jax.lax.map(cost_at, lengths)
+        costs = jax.lax.map(lambda length: cost_of(along(velocity, acceleration, length)), lengths)
         best = jnp.argmin(jnp.where(jnp.isfinite(costs), costs, jnp.inf))
         length, cost = lengths[best], costs[best]
+        step = along(velocity, acceleration, length)
     else:
-        cost = cost_at(length)
+        # The barrier lets go of the two parts before the trial's parameters are made.
+        step = jax.lax.optimization_barrier(
+            velocity if acceleration is None else trees.axpy(1.0, acceleration, velocity)
+        )
+        length, cost = jnp.ones((), moved.dtype), cost_of(step)
     predicted = -length * jnp.vdot(here.residuals, moved) - 0.5 * length**2 * jnp.vdot(moved, moved)
-    return _Trial(along(velocity, acceleration, length), cost, predicted)
+    return _Trial(step, cost, predicted)
 
 
 def take_step(

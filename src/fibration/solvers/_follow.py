@@ -31,6 +31,8 @@ from ._trajectory import Trajectory
 
 ITERATIONS = 20  # of Newton's method for one step
 HALVINGS = 8  # of one Newton step
+PIECES = 6  # sets of kinks that one step takes account of
+JUMP = 1e-3  # of D's own size, by which D at least jumps across a kink
 FLOOR = 32  # rounding units of the outputs, below which a distance says nothing
 SHORTEST = 1e-6  # of the longest step
 
@@ -209,17 +211,14 @@ class PathStepper(AbstractStepper):
         """Find the state on the path at a time: it, whether it is there and finite, and the number of Newton steps."""
 
         def gap(state: PyTree) -> Array:
-            return goal - Differential(self.problem, eqx.combine(state, self.constant)).outputs(state)
+            return goal - self._differential(state).outputs(state)
 
         def unfinished(carry: tuple[Any, ...]) -> Array:
             _, rest, count, better = carry
             return better & (count < ITERATIONS) & (jnp.linalg.norm(rest) > bound)
 
-        def correct(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            state, rest, count, _ = carry
-            differential = Differential(self.problem, eqx.combine(state, self.constant))
-            direction = factorize(differential, method=self.method).solve(rest)
-            size = jnp.linalg.norm(rest)
+        def descended(state: PyTree, direction: PyTree, size: Array) -> tuple[PyTree, Array, Array]:
+            """Halve a step until it brings the outputs nearer: the state, its gap, and whether it does."""
 
             def shorter(trial: tuple[Any, ...]) -> Array:
                 part, _, left, tries = trial
@@ -232,9 +231,20 @@ class PathStepper(AbstractStepper):
                 return part / 2, moved, gap(moved), tries + 1
 
             two = jnp.asarray(2.0, size.dtype)
-            trial = (two, state, jnp.full_like(rest, jnp.nan), jnp.zeros((), jnp.int32))
+            trial = (two, state, jnp.full_like(goal, jnp.nan), jnp.zeros((), jnp.int32))
             part, moved, left, _ = jax.lax.while_loop(shorter, shorten, trial)
-            better = jnp.linalg.norm(left) <= (1 - part / 4) * size
+            return moved, left, jnp.linalg.norm(left) <= (1 - part / 4) * size
+
+        def correct(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            state, rest, count, _ = carry
+            direction = factorize(self._differential(state), method=self.method).solve(rest)
+            size = jnp.linalg.norm(rest)
+            first = descended(state, direction, size)
+
+            def along_kinks() -> tuple[PyTree, Array, Array]:
+                return self._along_kinks(state, direction, rest, lambda d: descended(state, d, size))
+
+            moved, left, better = jax.lax.cond(first[2], lambda: first, along_kinks)
             keep = [
                 jax.tree.map(lambda n, o: jnp.where(better, n, o), *pair) for pair in ((moved, state), (left, rest))
             ]
@@ -248,6 +258,40 @@ class PathStepper(AbstractStepper):
         begin = (state, rest, zero, jnp.asarray(True))
         state, rest, count, _ = jax.lax.while_loop(unfinished, correct, begin)
         return state, jnp.linalg.norm(rest) <= bound, jnp.all(jnp.isfinite(rest)), count
+
+    def _differential(self, state: PyTree) -> Differential:
+        return Differential(self.problem, eqx.combine(state, self.constant))
+
+    def _along_kinks(
+        self, state: PyTree, direction: PyTree, rest: Float[Array, " M"], attempt: Callable[[PyTree], Any]
+    ) -> Any:
+        """Try the shortest steps along the kinks nearby, which Newton steps only jump to and fro across.
+
+        Where the shortest step tried crosses one, the differentials before and after it differ by multiples of the
+        gradient of the input of the unit that switches. Steps orthogonal to these keep it where it is.
+        """
+        here = self._differential(state)
+        m, k = here.shape
+        matrix = here.jacobian()
+        dtype = matrix.dtype
+
+        def unfinished(carry: tuple[Any, ...]) -> Array:
+            return ~carry[-1][2] & (carry[0] < PIECES)
+
+        def extend(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+            number, jumps, direction, _ = carry
+            beyond = self._differential(trees.axpy(0.5**HALVINGS, direction, state)).jacobian()
+            jumps = jumps.at[number].set(beyond - matrix)
+            _, sizes, normals = jnp.linalg.svd(jumps.reshape(-1, k), full_matrices=False)
+            # What is smaller is the smooth change on the way.
+            normals = jnp.where(sizes[:, None] > JUMP * jnp.linalg.norm(matrix), normals, 0)
+            wanted = jnp.concatenate([rest.astype(dtype), jnp.zeros(len(normals), dtype)])
+            direction = here.unravel(jnp.linalg.lstsq(jnp.concatenate([matrix, normals]), wanted)[0])
+            return number + 1, jumps, direction, attempt(direction)
+
+        failed = (state, rest, jnp.asarray(False))
+        begin = (jnp.zeros((), jnp.int32), jnp.zeros((PIECES, m, k), dtype), direction, failed)
+        return jax.lax.while_loop(unfinished, extend, begin)[-1]
 
     def interpolate(self, carry: Carry, clock: Real[Array, ""]) -> PyTree:
         """Never asked for: see `step_within`."""
