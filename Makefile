@@ -13,7 +13,7 @@ test: lint types floors docs pytest
 
 # The tests without the slow ones, for while you work.
 quick: $(VENV)/.dev
-	$(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
@@ -30,8 +30,9 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	$(BIN)/python tools/public_symbols.py site
 
+# One thread of LAPACK for each of the two workers: more of them wait for one another.
 pytest: $(VENV)/.dev
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
 
 # Beside its rivals in one run; writes benchmarks/results/*.json with the machine's description.
 benchmark: $(VENV)/.dev

@@ -116,13 +116,13 @@ def test_tiles_that_do_not_divide_the_samples():
     np.testing.assert_allclose(fb.tangent.gram(problem, params), expected, atol=1e-12 * np.max(expected))
 
 
-@hypothesis.settings(max_examples=6)
+@hypothesis.settings(max_examples=5)
 @hypothesis.given(
     seed=st.integers(0, 2**31),
     samples=st.integers(1, 7),
     widths=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     budget=st.sampled_from([1, 2**30]),
-    activation=st.sampled_from(["tanh", "relu", "softplus"]),
+    activation=st.sampled_from(["tanh", "relu", "gelu"]),
 )
 def test_gram_of_random_networks(seed, samples, widths, budget, activation):
     apply, params = fb.networks.mlp(tuple(widths), activation, key=jax.random.key(seed))

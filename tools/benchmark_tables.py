@@ -150,7 +150,7 @@ def linear_systems(results: dict[str, Any]) -> str:
 def gram(results: dict[str, Any]) -> str:
     """The Gram matrix, beside the Jacobian's."""
     lines = [
-        "| network | N·Q, K | `gram`, seconds | structured | jacobian | `jacrev` and `J @ J.T` | temporary, matrix, MB |",
+        "| network | N·Q, K | `gram`, seconds | structured | jacobian | `jacrev`, `J @ J.T` | buffers, matrix, MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in results["gram"]:
