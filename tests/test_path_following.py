@@ -7,14 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import fibration as fb
 from adapted import TANH, flat, fold, outputs, residuals, scalar, tanh_data, tanh_problem
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14, "method": "dopri8"}
 N = 6
+RELU = fb.networks.mlp((2, 32, 2), "relu", key=jax.random.key(0))[0]
 
 
 def sliding(p, x):
@@ -114,18 +113,15 @@ def test_relu_is_followed_with_the_law_of_the_outputs():
 
 
 @pytest.mark.slow
-@settings(max_examples=4)
-@given(st.integers(0, 2**31 - 1))
-def test_relu_networks_are_followed(seed):
-    apply, params = fb.networks.mlp((2, 32, 2), "relu", key=jax.random.key(seed))
-    problem = fb.Problem(apply, *tanh_data(seed % 50)[:2])
+@pytest.mark.parametrize("seed", [11, 22])
+def test_relu_networks_are_followed_along_many_kinks(seed):
+    """Seeds on which Newton's method alone gets stuck, jumping to and fro across up to ten kinks at once."""
+    params = fb.networks.mlp((2, 32, 2), "relu", key=jax.random.key(seed))[1]
+    problem = fb.Problem(RELU, *tanh_data(seed)[:2])
     run = fb.follow(problem, params, 6.0 * N, times=np.linspace(0, 6 * N, 13), method="svd")
-    if run.result.code == "completed":  # dead units may leave too little rank
-        r = residuals(problem, run)
-        law = np.exp(-run.times / N)[:, None] * r[0]
-        assert np.max(np.abs(r - law)) < 1e-10 * np.linalg.norm(r[0])
-    else:
-        assert run.result.code in ("rank_loss", "blow_up", "step_underflow")
+    assert run.result.code == "completed"
+    r = residuals(problem, run)
+    assert np.max(np.abs(r - np.exp(-run.times / N)[:, None] * r[0])) < 1e-9
 
 
 def test_following_is_as_exact_for_every_step():

@@ -1,5 +1,7 @@
 """`follow`: parameters whose outputs stay on a given path, by predictor and corrector."""
 
+import functools
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +16,11 @@ from .._validation import check_name
 from ..errors import ParameterError, StepSizeError
 from ..flows import AdaptedFlow
 from ..flows._path import decay, flat_path, rates_of
+from ..flows._smoothness import kinks
 from ..problem import AbstractProblem
 from ..tangent._diagnosis import METHODS
 from ..tangent._differential import Differential
-from ..tangent._minimum_norm import factorize
+from ..tangent._minimum_norm import factorize, fits
 from ..trees import PyTree
 from ._checkpoint import Checkpoint
 from ._driver import Explanation, drive
@@ -32,6 +35,7 @@ from ._trajectory import Trajectory
 ITERATIONS = 20  # of Newton's method for one step
 HALVINGS = 8  # of one Newton step
 PIECES = 6  # sets of kinks that one step takes account of
+SAMPLE = 0.125  # of a step, within which kinks are looked for
 JUMP = 1e-3  # of D's own size, by which D at least jumps across a kink
 FLOOR = 32  # rounding units of the outputs, below which a distance says nothing
 SHORTEST = 1e-6  # of the longest step
@@ -58,7 +62,9 @@ def follow(
 
     The law of the outputs holds to the tolerance however long the steps are, and for networks with kinks too, along
     which a flow would slide. The parameters are near those of the flow θ' = D⁺γ̇, at a distance of the order of the
-    step. Newton steps that do not bring the outputs nearer are halved; where that is no help, the step in time is.
+    step. Newton steps that do not bring the outputs nearer are halved; where that is no help, the step in time is. Near
+    kinks, where Newton steps would jump to and fro, steps lead along them (found from some Jacobians, if these fit in
+    the problem's memory budget).
 
     **Arguments:**
 
@@ -120,6 +126,7 @@ def follow(
         jnp.asarray(min(step, end - start), dtype),
         jnp.asarray(tolerance, first.dtype),
         method,
+        bool(kinks(problem, params)) and _jacobians_fit(problem, params),
     )
     grid = save_times(times, start, end)
     return drive(
@@ -142,6 +149,11 @@ def follow(
         options=options,
         explain=_explanation(flow, problem, params, constant),
     )
+
+
+def _jacobians_fit(problem: AbstractProblem, params: PyTree) -> bool:
+    differential = Differential(problem, params)
+    return fits(differential, 3 * PIECES * math.prod(differential.shape))
 
 
 def _explanation(flow: Any, problem: AbstractProblem, params: PyTree, constant: PyTree) -> Explanation:
@@ -169,6 +181,7 @@ class PathStepper(AbstractStepper):
     longest: Real[Array, ""]
     tolerance: Float[Array, ""]
     method: str = eqx.field(static=True)
+    kinked: bool = eqx.field(static=True)
 
     def init(self, state: PyTree, end: Real[Array, ""]) -> Carry:  # noqa: ARG002
         """Start; costs nothing."""
@@ -217,7 +230,7 @@ class PathStepper(AbstractStepper):
             _, rest, count, better = carry
             return better & (count < ITERATIONS) & (jnp.linalg.norm(rest) > bound)
 
-        def descended(state: PyTree, direction: PyTree, size: Array) -> tuple[PyTree, Array, Array]:
+        def descended(state: PyTree, size: Array, direction: PyTree) -> tuple[PyTree, Array, Array]:
             """Halve a step until it brings the outputs nearer: the state, its gap, and whether it does."""
 
             def shorter(trial: tuple[Any, ...]) -> Array:
@@ -239,12 +252,14 @@ class PathStepper(AbstractStepper):
             state, rest, count, _ = carry
             direction = factorize(self._differential(state), method=self.method).solve(rest)
             size = jnp.linalg.norm(rest)
-            first = descended(state, direction, size)
-
-            def along_kinks() -> tuple[PyTree, Array, Array]:
-                return self._along_kinks(state, direction, rest, lambda d: descended(state, d, size))
-
-            moved, left, better = jax.lax.cond(first[2], lambda: first, along_kinks)
+            attempt = functools.partial(descended, state, size)
+            found = attempt(direction)
+            halved = jnp.linalg.norm(found[1]) <= size / 2
+            if self.kinked:
+                found = jax.lax.cond(
+                    halved, lambda: found, lambda: self._along_kinks(state, direction, rest, found, attempt)
+                )
+            moved, left, better = found
             keep = [
                 jax.tree.map(lambda n, o: jnp.where(better, n, o), *pair) for pair in ((moved, state), (left, rest))
             ]
@@ -263,34 +278,42 @@ class PathStepper(AbstractStepper):
         return Differential(self.problem, eqx.combine(state, self.constant))
 
     def _along_kinks(
-        self, state: PyTree, direction: PyTree, rest: Float[Array, " M"], attempt: Callable[[PyTree], Any]
-    ) -> Any:
+        self,
+        state: PyTree,
+        direction: PyTree,
+        rest: Float[Array, " M"],
+        found: tuple[PyTree, Array, Array],
+        attempt: Callable[[PyTree], tuple[PyTree, Array, Array]],
+    ) -> tuple[PyTree, Array, Array]:
         """Try the shortest steps along the kinks nearby, which Newton steps only jump to and fro across.
 
-        Where the shortest step tried crosses one, the differentials before and after it differ by multiples of the
-        gradient of the input of the unit that switches. Steps orthogonal to these keep it where it is.
+        Where a step crosses one, the differentials before and after differ by multiples of the gradient of the input of
+        the unit that switches. Steps orthogonal to these keep it where it is. Gives the best of all attempts.
         """
         here = self._differential(state)
         m, k = here.shape
         matrix = here.jacobian()
-        dtype = matrix.dtype
+        dtype, size = matrix.dtype, jnp.linalg.norm(rest)
 
         def unfinished(carry: tuple[Any, ...]) -> Array:
-            return ~carry[-1][2] & (carry[0] < PIECES)
+            return ~(jnp.linalg.norm(carry[-1][1]) <= size / 2) & (carry[0] < PIECES)
 
         def extend(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-            number, jumps, direction, _ = carry
-            beyond = self._differential(trees.axpy(0.5**HALVINGS, direction, state)).jacobian()
+            number, jumps, direction, best = carry
+            beyond = self._differential(trees.axpy(SAMPLE, direction, state)).jacobian()
             jumps = jumps.at[number].set(beyond - matrix)
             _, sizes, normals = jnp.linalg.svd(jumps.reshape(-1, k), full_matrices=False)
             # What is smaller is the smooth change on the way.
             normals = jnp.where(sizes[:, None] > JUMP * jnp.linalg.norm(matrix), normals, 0)
             wanted = jnp.concatenate([rest.astype(dtype), jnp.zeros(len(normals), dtype)])
-            direction = here.unravel(jnp.linalg.lstsq(jnp.concatenate([matrix, normals]), wanted)[0])
-            return number + 1, jumps, direction, attempt(direction)
+            turned = here.unravel(jnp.linalg.lstsq(jnp.concatenate([matrix, normals]), wanted)[0])
+            new = attempt(turned)
+            nearer = new[2] & ~(jnp.linalg.norm(new[1]) >= jnp.linalg.norm(best[1]))
+            best = jax.tree.map(lambda n, b: jnp.where(nearer, n, b), new, best)
+            same = trees.norm(trees.subtract(turned, direction)) <= 1e-6 * trees.norm(turned)
+            return jnp.where(same, PIECES, number + 1), jumps, turned, best
 
-        failed = (state, rest, jnp.asarray(False))
-        begin = (jnp.zeros((), jnp.int32), jnp.zeros((PIECES, m, k), dtype), direction, failed)
+        begin = (jnp.zeros((), jnp.int32), jnp.zeros((PIECES, m, k), dtype), direction, found)
         return jax.lax.while_loop(unfinished, extend, begin)[-1]
 
     def interpolate(self, carry: Carry, clock: Real[Array, ""]) -> PyTree:
