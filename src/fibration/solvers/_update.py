@@ -104,7 +104,8 @@ class OptaxStepper(_UpdateStepper):
     def step(self, carry: Carry, end: Real[Array, ""]) -> Carry:  # noqa: ARG002
         """Take one update: one gradient, and whatever a line search of the optimiser's own spends (not counted)."""
 
-        def cost(state: PyTree) -> Array:
+        # optax's line searches insist that the cost takes every extra argument.
+        def cost(state: PyTree, problem: Any = None) -> Array:  # noqa: ARG001
             return self.problem.cost(eqx.combine(state, self.constant))
 
         value, gradient = self.problem.cost_and_gradient(eqx.combine(carry.state, self.constant))
