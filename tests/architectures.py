@@ -77,11 +77,11 @@ def conv_1d_and_flipped():
 
 
 def shared_weights():
-    """One matrix used twice, once with its bias and once without."""
+    """One matrix used three times: its bias added, its product taken from the bias, and without a bias."""
 
     def apply(p, x):
         h = jnp.tanh(p["w"] @ x + p["b"])
-        return p["v"] @ jnp.tanh(p["w"] @ h)
+        return p["v"] @ jnp.tanh(p["w"] @ jnp.tanh(p["b"] - p["w"] @ h))
 
     w, b, v = _draw(4, (4, 4), (4,), (2, 4))
     return _problem(apply, {"w": w, "b": b, "v": v}, (4,))
@@ -91,7 +91,7 @@ def tied_transpose():
     """An autoencoder whose decoder is the encoder's transpose: the factors change sides."""
 
     def apply(p, x):
-        return p["w"].T @ jnp.tanh(p["w"] @ x + p["b"]) + p["c"]
+        return p["c"] - p["w"].T @ jnp.tanh(p["w"] @ x + p["b"])
 
     w, b, c = _draw(5, (6, 3), (6,), (3,))
     return _problem(apply, {"w": w, "b": b, "c": c}, (3,))

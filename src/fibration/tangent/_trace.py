@@ -286,9 +286,11 @@ def _add(tracer: Tracer, equation: Any, values: list[Value], hosts: dict[int, in
     if isinstance(other, Fixed):
         return view
     host = hosts.get(1 - place)
-    if host is None:
+    if host is None or jnp.shape(plain(other)) != total.shape:
         return tracer.tapped(total, lambda tap: elementwise(view, None, tap))
-    # What is added to a product has the product's cotangent.
+    # What is added to a product has the product's cotangent; what it is taken from has the opposite.
+    if place == 0 and equation.primitive.name == "sub":
+        view = view.with_array(total, scale=-view.scale)
     use = elementwise(view, None, tracer.uses[host].tap)
     roles, host_roles = use.roles, tracer.uses[host].roles
     onto: tuple[tuple[int, int], ...] = ()
