@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -19,7 +19,6 @@ from ._plan import Block, Plan, plan, trace
 if TYPE_CHECKING:
     from ._differential import Differential
 
-Method = Literal["auto", "structured", "jacobian"]
 METHODS = ("auto", "structured", "jacobian")
 _TILE = 320  # rows of the Gram matrix that are computed at once, about: few enough for the caches
 
@@ -124,7 +123,7 @@ def _assemble(sources: Sequence[_Source]) -> Float[Array, "M M"]:
     return matrix
 
 
-def gram(problem: AbstractProblem, params: PyTree, method: Method = "auto") -> Float[Array, "M M"]:
+def gram(problem: AbstractProblem, params: PyTree, method: str = "auto") -> Float[Array, "M M"]:
     """Compute the Gram matrix D Dᵀ of the outputs' differential, the empirical neural tangent kernel, (N·Q, N·Q).
 
     **Arguments:**
