@@ -101,7 +101,11 @@ def one(name):
     for label, function in {"structured": by("structured"), "jacobian": by("jacobian"), "jacrev": naive}.items():
         if label == "jacobian" and row["outputs"] * row["parameters"] * 8 > 6e9:
             continue  # D and its product take more than the machine has
-        row[label] = fastest(function, params, reference, 5)[1]
+        try:
+            row[label] = fastest(function, params, reference, 5)[1]
+        except jax.errors.JaxRuntimeError as failure:  # out of memory
+            row[label] = {"failed": str(failure).splitlines()[0]}
+            continue
         row[label]["ratio"] = row[label]["seconds"] / auto["seconds"]
     print(json.dumps(row))
 

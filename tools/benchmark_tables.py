@@ -154,10 +154,11 @@ def gram(results: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in results["gram"]:
-        ratios = [f"{row[rival]['ratio']:,.2f}" if rival in row else "" for rival in ("structured", "jacobian")]
+        found = [row.get(rival, {}) for rival in ("structured", "jacobian", "jacrev")]
+        ratios = [f"{r['ratio']:,.2f}" if "ratio" in r else "out of memory" if r else "" for r in found]
         lines.append(
             f"| {row['case']} | {row['outputs']:,}, {row['parameters']:,} | {row['auto']['seconds']:.3f} | "
-            f"{' | '.join(ratios)} | {row['jacrev']['ratio']:,.1f} | {row['auto']['temporary_mb']:.0f}, "
+            f"{' | '.join(ratios)} | {row['auto']['temporary_mb']:.0f}, "
             f"{row['gram_mb']:.0f} |"
         )
     return "\n".join(lines)

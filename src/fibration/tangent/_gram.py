@@ -26,13 +26,16 @@ _TILE = 320  # rows of the Gram matrix that are computed at once, about: few eno
 def gram_matrix(differential: "Differential", method: str = "auto") -> Float[Array, "M M"]:
     """Compute D Dᵀ; usable in compiled code."""
     if method == "jacobian":
-        matrix = differential.jacobian()
-        return matrix @ matrix.T
+        return _by_jacobian(differential)
     leaves = jax.tree.leaves(differential.params)
     problems = differential.blocks
     blocks = [trace(block, differential.params, differential.constant) for block in problems]
     inputs = [block.inputs for block in problems]
     found = plan(blocks, inputs, leaves, "pairs" if method == "structured" else None)
+    budget = min(block.memory_budget for block in problems)
+    m, k = differential.shape
+    if method == "auto" and "pairs" not in found.routes and k < m and m * k * leaves[0].dtype.itemsize <= budget:
+        return _by_jacobian(differential)  # forming D is most of the work then, and simplest is fastest
     scales = differential.row_scales()
     samples, dtype = [], jnp.result_type(jnp.float32, *leaves)
     start = 0
@@ -40,11 +43,16 @@ def gram_matrix(differential: "Differential", method: str = "auto") -> Float[Arr
         ones = jnp.ones(block.n_samples, dtype)
         samples.append(ones if scales is None else scales[start : start + block.n_residuals : block.n_outputs])
         start += block.n_residuals
-    budget = min(block.memory_budget for block in problems)
     sources = [
         _Source(block, i, found, leaves, inputs[i], samples[i], budget / len(blocks)) for i, block in enumerate(blocks)
     ]
     return _assemble(sources)
+
+
+def _by_jacobian(differential: "Differential") -> Float[Array, "M M"]:
+    matrix = differential.jacobian()
+    product = matrix @ matrix.T
+    return (product + product.T) / 2  # symmetric to the last digit
 
 
 class _Source:
