@@ -20,6 +20,13 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _share_compiled(tmp_path_factory):
+    # Most of the time goes into compiling; what one test compiled, the others load.
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _forget_compiled():
     # A thousand tests compile so many programs that a process runs out of memory maps.
