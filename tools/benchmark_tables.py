@@ -153,7 +153,7 @@ def gram(results: dict[str, Any]) -> str:
         "| network | N·Q, K | `gram`, seconds | structured | jacobian | `jacrev`, `J @ J.T` | buffers, matrix, MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in results["gram"]:
+    for row in [row for rows in results.values() if isinstance(rows, list) for row in rows]:
         found = [row.get(rival, {}) for rival in ("structured", "jacobian", "jacrev")]
         ratios = [f"{r['ratio']:,.2f}" if "ratio" in r else "out of memory" if r else "" for r in found]
         lines.append(
