@@ -38,7 +38,7 @@ def curves(rows, of):
     """Make a series of each contender, from the end of its first step or chunk."""
     return tuple(
         fb.plots.Series(
-            row["name"].replace("Adam", "Adam, rate"),
+            "Adam, best of three rates" if name == "Adam" else row["name"],
             np.array(row["seconds"][1:]),
             np.minimum.accumulate(row[of])[1:],
             COLOURS[name],

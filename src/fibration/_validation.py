@@ -121,6 +121,14 @@ def check_name(argument: str, given: Any, allowed: Collection[str]) -> None:
         )
 
 
+def as_number(name: str, value: Any) -> float:
+    """Turn one real number into a float, or raise `ParameterError`."""
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"{name} is {value!r}", "one real number", f"pass {name} as a float") from error
+
+
 def check_strength(strength: float) -> None:
     """Check the strength of balancing, or raise `ParameterError`."""
     if not 0 <= float(strength) <= 1:

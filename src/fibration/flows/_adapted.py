@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .. import trees
+from .. import _validation, trees
 from ..errors import ParameterError
 from ..problem import AbstractProblem
 from ..tangent._differential import Differential
@@ -69,11 +69,15 @@ class AdaptedFlow(AbstractLiftedFlow):
         self,
         damping: Any = "auto",
         method: str = "auto",
-        metric: AbstractOutputMetric | None = None,
+        metric: Any = None,
         on_rank_loss: str = "stop",
     ) -> None:
         super().__init__(damping, method, on_rank_loss)
         self.metric = Euclidean() if metric is None else metric
+        if not isinstance(self.metric, AbstractOutputMetric):
+            raise ParameterError(
+                f"metric is {metric!r}", "a metric of the outputs", "pass an instance: `fb.flows.SoftmaxFisher()`"
+            )
 
     def differential(self, problem: AbstractProblem, params: PyTree) -> Differential:
         """Give the differential of the outputs, or of the residuals for a metric that is theirs."""
@@ -126,9 +130,9 @@ class InterpolatedFlow(AdaptedFlow):
         on_rank_loss: str = "stop",
     ) -> None:
         super().__init__(damping, method, on_rank_loss=on_rank_loss)
-        if not trees.is_traced(alpha) and not 0 <= float(alpha) <= 1:
+        if not trees.is_traced(alpha) and not 0 <= _validation.as_number("alpha", alpha) <= 1:
             raise ParameterError(f"alpha = {alpha}", "a number from 0 to 1", "alpha=0 is the gradient flow")
-        if not trees.is_traced(scale) and not 0 < float(scale) < float("inf"):
+        if not trees.is_traced(scale) and not 0 < _validation.as_number("scale", scale) < float("inf"):
             raise ParameterError(f"scale = {scale}", "a positive number", "leave it at 1")
         self.alpha, self.scale = as_array(alpha), as_array(scale)
 

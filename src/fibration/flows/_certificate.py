@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .. import trees
+from .. import _validation, trees
 from ..errors import ParameterError
 from ..problem import AbstractProblem
 from ..tangent._differential import Differential, blocks_of
@@ -151,7 +151,7 @@ def certificate(
 
     ```
     """
-    if lipschitz is not None and not 0 < float(lipschitz) < float("inf"):
+    if lipschitz is not None and not 0 < _validation.as_number("lipschitz", lipschitz) < float("inf"):
         raise ParameterError(f"lipschitz = {lipschitz}", "a positive, finite bound", "leave it out for an estimate")
     times, leaves, constant = saved(trajectory, 2)
     looks = [jax.device_get(_look(problem, params, method)) for params in each(leaves, constant, len(times))]

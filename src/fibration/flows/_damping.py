@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from .. import trees
+from .. import _validation, trees
 from ..errors import ParameterError
 
 AUTOMATIC = 1e-6  # relative strength of the default damping
@@ -38,7 +38,7 @@ class Tikhonov(eqx.Module):
 
     def __init__(self, relative: Any = 0.0, absolute: Any = 0.0) -> None:
         for name, value in (("relative", relative), ("absolute", absolute)):
-            if not trees.is_traced(value) and not 0 <= float(value) < float("inf"):
+            if not trees.is_traced(value) and not 0 <= _validation.as_number(name, value) < float("inf"):
                 raise ParameterError(f"{name} = {value}", "a finite number, not negative", "try relative=1e-6")
         self.relative, self.absolute = as_array(relative), as_array(absolute)
 

@@ -96,7 +96,7 @@ def ended(
     found = _collapse(flow, problem, params, jnp.asarray(time))
     first, rank = float(flow.start.sigma_min), int(found.rank)
     lost = rank < int(flow.start.rank)
-    fraction = 0.0 if lost else float(found.sigma_min) / first
+    fraction = 0.0 if lost or first == 0 else float(found.sigma_min) / first
     if code != "rank_loss" and not fraction < SUSPECT:
         edges = kinks(problem, params)
         if code == "nonfinite" or not edges:

@@ -11,7 +11,8 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
-from .. import trees
+from .. import _validation, trees
+from ..errors import RankLossError
 from ..problem import AbstractProblem
 from ..tangent._differential import Differential
 from ..tangent._minimum_norm import factorize
@@ -180,7 +181,8 @@ def bracket(problem: AbstractProblem, params: PyTree, first: Any, second: Any) -
 
     **Returns:** a pytree like `params`, with `None` at leaves that are not floating-point.
 
-    **Raises:** `ShapeError`, `ApplyError`, `ParameterError`. Allocates the Jacobian, M·K numbers.
+    **Raises:** `ShapeError`, `ApplyError`, `ParameterError`, `NonFiniteDataError`; `RankLossError` without full row
+    rank. Allocates the Jacobian, M·K numbers, a few times.
 
     With zᵢ = (DDᵀ)⁻¹eᵢ it is (I − Π)[(D²x[h₁])ᵀz₂ − (D²x[h₂])ᵀz₁].
 
@@ -199,7 +201,18 @@ def bracket(problem: AbstractProblem, params: PyTree, first: Any, second: Any) -
     """
     problem.check(params)
     differential = Differential(problem, params)
-    return _bracket(differential, differential.flat(first), differential.flat(second))
+    directions = [differential.flat(direction).astype(float) for direction in (first, second)]
+    for name, direction in zip(("first", "second"), directions, strict=True):
+        _validation.check_finite(direction, name)
+    factor = factorize(differential, method="svd")
+    found = factor.diagnosed(directions[0])[1]
+    if not trees.is_traced(found.rank) and int(found.rank) < differential.shape[0]:
+        raise RankLossError(
+            f"the differential has rank {int(found.rank)} of {differential.shape[0]}",
+            "full row rank, so that every direction of the outputs has a lift",
+            "see `fb.tangent.rank` for the samples it is lost on",
+        )
+    return _bracket(differential, *directions)
 
 
 @eqx.filter_jit

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .. import trees
+from .. import _validation, trees
 from ..errors import ParameterError, ShapeError
 from ..problem import AbstractProblem
 from ..tangent._differential import blocks_of
@@ -64,7 +64,7 @@ class PathFlow(AbstractLiftedFlow):
         super().__init__(damping, method, on_rank_loss)
         if path is not None and not callable(path):
             raise ParameterError(f"path is {type(path).__name__}", "a function t -> (N, Q)", "pass the function itself")
-        if not trees.is_traced(feedback) and not 0 <= float(feedback) < float("inf"):
+        if not trees.is_traced(feedback) and not 0 <= _validation.as_number("feedback", feedback) < float("inf"):
             raise ParameterError(f"feedback = {feedback}", "a finite number, not negative", "try feedback=10.0")
         self.path, self.feedback = path, as_array(feedback)
 

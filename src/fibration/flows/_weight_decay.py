@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from .. import trees
+from .. import _validation, trees
 from ..errors import ParameterError
 from ..problem import AbstractProblem
 from ..trees import PyTree
@@ -40,7 +40,7 @@ class WeightDecay(AbstractFlow):
     rate: Any
 
     def __init__(self, flow: AbstractFlow | Callable[..., PyTree], rate: Any) -> None:
-        if not trees.is_traced(rate) and not 0 <= float(rate) < float("inf"):
+        if not trees.is_traced(rate) and not 0 <= _validation.as_number("rate", rate) < float("inf"):
             raise ParameterError(f"rate = {rate}", "a finite number, not negative", "try rate=1e-4")
         self.flow = flow
         # An array, so that runs with another rate share their compilation; NumPy's, to keep its float64.

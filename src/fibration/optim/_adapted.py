@@ -1,6 +1,5 @@
 """`adapted`: the damped adapted step in optax's manner, for minibatches and for full batches."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -34,9 +33,9 @@ class AdaptedState(NamedTuple):
 
 
 def adapted(
-    learning_rate: float | Float[Array, ""] | Callable[..., Any] = 1.0,
-    damping: float | Float[Array, ""] = 1e-3,
-    momentum: float | Float[Array, ""] = 0.0,
+    learning_rate: Any = 1.0,
+    damping: Any = 1e-3,
+    momentum: Any = 0.0,
     *,
     adaptive: bool = False,
     acceleration: bool = False,
@@ -87,8 +86,12 @@ def adapted(
     """
     check_damping(damping)
     _validation.check_name("method", method, METHODS)
-    if not trees.is_traced(momentum) and not 0 <= float(momentum) < 1:
+    if not trees.is_traced(momentum) and not 0 <= _validation.as_number("momentum", momentum) < 1:
         raise ParameterError(f"momentum = {momentum}", "a number from 0 to below 1", "leave it out for none")
+    if not callable(learning_rate) and not trees.is_traced(learning_rate):
+        rate = _validation.as_number("learning_rate", learning_rate)
+        if not abs(rate) < float("inf"):
+            raise ParameterError(f"learning_rate = {rate}", "a finite number or a schedule", "leave it at 1")
     plain = not callable(learning_rate) and not trees.is_traced(learning_rate) and float(learning_rate) == 1
     still = not trees.is_traced(momentum) and float(momentum) == 0
     if adaptive and not (plain and still):
@@ -137,7 +140,7 @@ def adapted(
             velocity = trees.scale(-1.0, step)
         if bend is not None:
             step = trees.axpy(1.0, bend, step)
-        rate = learning_rate(state.n_updates) if callable(learning_rate) else learning_rate
+        rate: Any = learning_rate(state.n_updates) if callable(learning_rate) else learning_rate
         return trees.scale(rate, step), AdaptedState(count, strength.astype(dtype), state.ratio, velocity)
 
     return optax.GradientTransformationExtraArgs(init, update)

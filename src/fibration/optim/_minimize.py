@@ -167,7 +167,7 @@ def minimize(
     check_counts(steps=steps, save_every=save_every)
     first = check_damping(DAMPING if damping is None else damping)
     _validation.check_name("method", method, METHODS)
-    if not 0 <= float(tolerance) < np.inf:
+    if not 0 <= _validation.as_number("tolerance", tolerance) < np.inf:
         raise ParameterError(f"tolerance = {tolerance}", "a cost, not negative", "pass 0 to run for all the steps")
     params = trees.as_coordinates(params)
     check_problem(problem)
@@ -215,7 +215,7 @@ def _explain(state: PyTree, time: float, code: str) -> tuple[str, str]:  # noqa:
 
 def check_damping(damping: Any) -> Any:
     """Check a relative damping, unless it is traced."""
-    if not trees.is_traced(damping) and not 0 < float(damping) < np.inf:
+    if not trees.is_traced(damping) and not 0 < _validation.as_number("damping", damping) < np.inf:
         raise ParameterError(
             f"damping = {damping}",
             "a positive number, relative to the largest squared singular value of the differential",

@@ -153,9 +153,13 @@ def take_step(
     def at_minimum() -> Array:
         """Tell whether steepest descent, too, promises no more than rounding, which a network's own may exceed."""
         gradient = here.factor.vjp(here.residuals)
+        unit = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(gradient)]))
+        # In units of its largest entry, whose square is no number beyond 1e±154.
+        gradient = trees.scale(1 / jnp.where(unit > 0, unit, 1), gradient)
         square = jnp.square(trees.norm(gradient)).astype(dtype)
         bend = jnp.linalg.norm(here.factor.jvp(gradient)) ** 2
-        promised = jnp.where(bend > 0, 0.5 * square**2 / jnp.where(bend > 0, bend, 1), 0)
+        promised = jnp.where(bend > 0, 0.5 * (unit * square) ** 2 / jnp.where(bend > 0, bend, 1), jnp.inf)
+        promised = jnp.where(unit > 0, promised, 0).astype(dtype)
         inner = here.size + here.sigma_max * trees.norm(state).astype(dtype)
         return promised <= noise + 100 * here.eps * jnp.linalg.norm(here.residuals) * inner
 

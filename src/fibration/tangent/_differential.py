@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from .. import trees
-from ..errors import ParameterError, ShapeError
+from ..errors import EmptyDataError, ParameterError, ShapeError
 from ..problem import AbstractProblem, Problem, StackedProblem
 from ..trees import PyTree
 from ._gram import gram_matrix
@@ -112,6 +112,23 @@ class Differential(eqx.Module):
         return tuple(parts) if isinstance(self.problem, StackedProblem) else parts[0]
 
 
+def checked(problem: Any, params: PyTree) -> Differential:
+    """Make the differential of a user's problem and parameters, or say what is wrong with them."""
+    if not isinstance(problem, AbstractProblem):
+        raise ParameterError(
+            f"problem is {type(problem).__name__}", "an fb.Problem", "build it: `fb.Problem(apply, inputs, targets)`"
+        )
+    problem.check(params)
+    differential = Differential(problem, params)
+    if not all(differential.shape):
+        raise EmptyDataError(
+            "there are {} outputs and {} parameters".format(*differential.shape),
+            "at least one of each",
+            "check the shapes of the targets and of the parameters' leaves",
+        )
+    return differential
+
+
 def blocks_of(problem: AbstractProblem) -> tuple[Problem, ...]:
     """List the blocks of data of a problem, in the order of its residuals."""
     if isinstance(problem, Problem):
@@ -164,8 +181,7 @@ def operator(problem: AbstractProblem, params: PyTree) -> lineax.AbstractLinearO
 
     ```
     """
-    problem.check(params)
-    differential = Differential(problem, params)
+    differential = checked(problem, params)
     shape = jax.eval_shape(lambda tree: tree, differential.params)
 
     def product(tangent: PyTree) -> Any:
@@ -204,8 +220,7 @@ def jacobian(problem: AbstractProblem, params: PyTree) -> Float[Array, "M K"]:
 
     ```
     """
-    problem.check(params)
-    return _jacobian(Differential(problem, params))
+    return _jacobian(checked(problem, params))
 
 
 @eqx.filter_jit

@@ -120,8 +120,10 @@ class Factor(eqx.Module):
         rhs = rhs.astype(self.products.dtype)
         damped = self.at(damping, rtol)
         facts = damped.outcome(rhs)
-        scale = jnp.linalg.norm(rhs)
-        miss = jnp.linalg.norm(self.jvp(facts.tangent) - rhs)
+        # In units of the largest entry, whose square neither overflows nor underflows.
+        unit = jnp.max(jnp.abs(rhs), initial=0)
+        unit = jnp.where(unit > 0, unit, 1)
+        scale, miss = jnp.linalg.norm(rhs / unit), jnp.linalg.norm((self.jvp(facts.tangent) - rhs) / unit)
         residual = jnp.where(scale > 0, miss / jnp.where(scale > 0, scale, 1), miss)
         needed, columns = self.differential.shape
         info = Diagnosis(
@@ -163,9 +165,12 @@ def largest(apply: Callable[[Array], Array], vector: Float[Array, " n"], steps: 
         coefficients = basis @ image  # of every vector so far; the rows not yet reached are zero
         rest = image - coefficients @ basis
         rest = rest - (basis @ rest) @ basis
+        # Eigenvalues are squares already: in units of the largest entry their squares do not overflow.
+        unit = jnp.max(jnp.abs(image))
+        rest = rest / jnp.where(unit > 0, unit, 1)
         size = jnp.linalg.norm(rest)
         # An exhausted space leaves rounding alone.
-        follows = size > jnp.finfo(vector.dtype).eps * jnp.linalg.norm(image)
+        follows = size > jnp.finfo(vector.dtype).eps * jnp.linalg.norm(image / jnp.where(unit > 0, unit, 1))
         basis = basis.at[j + 1].set(jnp.where(follows, rest / jnp.where(follows, size, 1), 0))
         return basis, projected.at[j].set(coefficients)
 

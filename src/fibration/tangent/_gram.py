@@ -172,11 +172,10 @@ def gram(problem: AbstractProblem, params: PyTree, method: str = "auto") -> Floa
 
     ```
     """
-    from ._differential import Differential
+    from ._differential import checked
 
     _validation.check_name("method", method, METHODS)
-    problem.check(params)
-    return _gram(Differential(problem, params), method)
+    return _gram(checked(problem, params), method)
 
 
 @eqx.filter_jit

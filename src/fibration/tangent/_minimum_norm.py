@@ -17,11 +17,10 @@ from ..errors import (
     PrecisionWarning,
     ShapeError,
 )
-from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._dense import DenseFactor
 from ._diagnosis import METHODS, UNKNOWN, Diagnosis
-from ._differential import Differential
+from ._differential import Differential, checked
 from ._factor import Factor, Number
 from ._gram_factor import GramFactor, NormalFactor
 from ._operator_factor import OperatorFactor
@@ -114,13 +113,13 @@ _lift = eqx.filter_jit(lift)
 
 
 def minimum_norm(
-    problem: AbstractProblem,
+    problem: Any,
     params: PyTree,
     rhs: Any,
     damping: Any = 0.0,
     method: str = "auto",
-    rtol: float | None = None,
-    iterations: int | None = None,
+    rtol: Any = None,
+    iterations: Any = None,
 ) -> tuple[PyTree, Diagnosis]:
     """Find the tangent vector v of least norm that D = ∂x/∂θ maps nearest to rhs: v = D⁺rhs, with a diagnosis of D.
 
@@ -164,11 +163,13 @@ def minimum_norm(
     ```
     """
     _validation.check_name("method", method, METHODS)
-    problem.check(params)
-    differential = Differential(problem, params)
+    differential = checked(problem, params)
     vector = _as_outputs(differential, rhs)
-    if not trees.is_traced(damping) and not float(damping) >= 0:
+    if not trees.is_traced(damping) and not _validation.as_number("damping", damping) >= 0:
         raise ParameterError(f"damping = {damping}", "a number λ ≥ 0, added to σ²", "leave it out for none")
+    check_rtol(rtol)
+    if iterations is not None and (not isinstance(iterations, int) or iterations < 1):
+        raise ParameterError(f"iterations = {iterations!r}", "a count of at least 1", "leave it out for the default")
     if rtol is not None and method not in ("auto", "svd", "eigh"):
         raise ParameterError(
             f"rtol = {rtol} with method={method!r}",
@@ -183,6 +184,14 @@ def minimum_norm(
     return v, info
 
 
+def check_rtol(rtol: Any) -> None:
+    """Check a relative threshold for singular values, or raise `ParameterError`."""
+    if rtol is not None and not trees.is_traced(rtol) and not 0 <= _validation.as_number("rtol", rtol) < 1:
+        raise ParameterError(
+            f"rtol = {rtol}", "a part of the largest singular value, from 0 to below 1", "leave it out for rounding's"
+        )
+
+
 def _as_outputs(differential: Differential, rhs: Any) -> Float[Array, " M"]:
     parts = [_validation.as_array(part, "rhs") for part in (rhs if isinstance(rhs, tuple | list) else [rhs])]
     shapes = [(block.n_samples, block.n_outputs) for block in differential.blocks]
@@ -194,6 +203,8 @@ def _as_outputs(differential: Differential, rhs: Any) -> Float[Array, " M"]:
             f"the shape of `problem.outputs(params)`, {shapes[0] if len(shapes) == 1 else shapes}",
             "give one number for each sample and output, samples as rows",
         )
+    if any(jnp.iscomplexobj(part) for part in parts):
+        raise ParameterError("rhs is complex", "a real velocity of the outputs", "solve for both parts by themselves")
     vector = differential.flat(tuple(parts))
     if not jnp.issubdtype(vector.dtype, jnp.inexact):
         vector = vector.astype(float)

@@ -1,6 +1,7 @@
 """The numerical rank of the differential, and which samples it is lost on."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,17 +11,16 @@ from jaxtyping import Array
 
 from .. import trees
 from ..errors import NonFiniteDataError
-from ..problem import AbstractProblem
 from ..trees import PyTree
-from ._differential import Differential
+from ._differential import Differential, checked
 from ._explain import RankReport, explain_rank
-from ._minimum_norm import fits
+from ._minimum_norm import check_rtol, fits
 
 # Samples that take part in a null direction by less than this do so by rounding alone.
 _LEVERAGE = 1e-6
 
 
-def rank(problem: AbstractProblem, params: PyTree, rtol: float | None = None) -> RankReport:
+def rank(problem: Any, params: PyTree, rtol: Any = None) -> RankReport:
     """Decide the numerical rank of D = ∂x/∂θ at θ, and find the samples and parameters that it is lost on.
 
     **Arguments:** `rtol`: singular values up to rtol·σ_max count as zero; max(N·Q, K)·eps by default.
@@ -45,8 +45,8 @@ def rank(problem: AbstractProblem, params: PyTree, rtol: float | None = None) ->
 
     ```
     """
-    problem.check(params)
-    differential = Differential(problem, params)
+    check_rtol(rtol)
+    differential = checked(problem, params)
     m, k = differential.shape
     dense = fits(differential, 3 * m * k)
     sigma, vectors = (np.asarray(part) for part in _decomposition(differential, dense))

@@ -104,7 +104,7 @@ class Tracer:
         fixed, carry, stacked = values[:n_consts], values[n_consts : n_consts + n_carry], values[n_consts + n_carry :]
         results: list[list[Value]] = []
         for place in reversed(range(params["length"])) if params["reverse"] else range(params["length"]):
-            inputs = [*fixed, *carry, *(_row(value, place) for value in stacked)]
+            inputs = [*fixed, *carry, *(self._row(value, place) for value in stacked)]
             found = self.run(closed.jaxpr, [Fixed(const) for const in closed.consts], inputs)
             carry = found[:n_carry]
             results.append(found[n_carry:])
@@ -127,6 +127,20 @@ class Tracer:
             start += size
         return views
 
+    def _row(self, value: Value, place: int) -> Value:
+        """Take what one step of a loop sees of a stacked value."""
+        if isinstance(value, Fixed):
+            return Fixed(value.array[place])
+        if not isinstance(value, View):
+            return value[place]
+        row = value.restart("take", (place,), value.array[place])
+        if row is None and value.axes[0] is None:  # repeated along the loop: the same in every step
+            return value.with_array(value.array[place], value.axes[1:])
+        if row is None:
+            self.opaque.add(value.base.leaf)
+            return value.array[place]
+        return row
+
 
 def plain(value: Value) -> Any:
     """Give a value as an array."""
@@ -142,17 +156,6 @@ def _evaluate(equation: Any, values: Sequence[Value]) -> list[Value]:
     """Compute what an operation makes of values, whatever they are; without the sample it is fixed."""
     found = _bind(equation, [plain(value) for value in values])
     return [Fixed(part) for part in found] if all(isinstance(v, View | Fixed) for v in values) else found
-
-
-def _row(value: Value, place: int) -> Value:
-    if isinstance(value, Fixed):
-        return Fixed(value.array[place])
-    if isinstance(value, View):
-        row = value.restart("take", (place,), value.array[place])
-        if row is None:  # a repeated view is the same in every row, unless the loop runs along its base
-            return value.with_array(value.array[place], value.axes[1:])
-        return row
-    return value[place]
 
 
 def _same_entries(view: View, equation: Any) -> View:
