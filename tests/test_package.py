@@ -44,6 +44,7 @@ def test_everything_public_exists_and_is_documented():
     for name in fb.__all__:
         assert getattr(fb, name) is not None
     for room in (
+        "canonical",
         "curvature",
         "datasets",
         "errors",

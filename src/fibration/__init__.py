@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import (
     balance,
+    canonical,
     curvature,
     datasets,
     errors,
@@ -64,6 +65,7 @@ __all__ = [
     "Trajectory",
     "__version__",
     "balance",
+    "canonical",
     "curvature",
     "datasets",
     "descend",

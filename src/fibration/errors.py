@@ -39,6 +39,7 @@ __all__ = [
     "PrecisionWarning",
     "RankDeficientWarning",
     "RankLossError",
+    "ResolutionWarning",
     "RunError",
     "ShapeError",
     "ShiftError",
@@ -241,6 +242,10 @@ class PrecisionWarning(UserWarning):
 
 class ConditioningWarning(UserWarning):
     """A result whose digits are lost to ill-conditioned data or weights."""
+
+
+class ResolutionWarning(UserWarning):
+    """Coefficients of a function that the nodes of a quadrature rule do not resolve."""
 
 
 class RankDeficientWarning(UserWarning):
