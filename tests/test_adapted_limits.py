@@ -84,7 +84,11 @@ WIDE = fb.Problem(lambda p, x: p * x, jnp.array([[1.0], [1.0]]), jnp.zeros((2, 1
         (lambda: fb.tangent.minimum_norm(SQUARE, jnp.zeros(3), 1j * jnp.ones(3)), ParameterError, "complex"),
         (lambda: fb.tangent.rank(SQUARE, jnp.zeros(3), 2.0), ParameterError, "rtol"),
         (lambda: fb.tangent.rank(None, jnp.zeros(3)), ParameterError, "an fb.Problem"),
-        (lambda: fb.flows.bracket(WIDE, jnp.zeros(1), jnp.ones((2, 1)), jnp.ones((2, 1))), RankLossError, "1 of 2"),
+        (
+            lambda: fb.flows.bracket(WIDE, jnp.zeros(1), jnp.ones((2, 1)), jnp.ones((2, 1))),
+            RankLossError,
+            "not the rank 2",
+        ),
         (lambda: fb.AdaptedFlow(metric="fisher"), ParameterError, "an instance"),
         (lambda: fb.AdaptedFlow(metric=fb.flows.SoftmaxFisher), ParameterError, "an instance"),
         (lambda: fb.InterpolatedFlow("x"), ParameterError, "alpha"),

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 import fibration as fb
 from canonical_networks import random_problem, shallow_relu, spread
 from fibration.canonical import Basis, coordinates, disparity, disparity_operator, quadrature
-from fibration.errors import ApplyError, ParameterError, ResolutionWarning, ShapeError
+from fibration.errors import ApplyError, NonFiniteDataError, ParameterError, ResolutionWarning, ShapeError
 
 
 def unit_box(d):
@@ -184,6 +184,8 @@ def test_resolution_is_said():
     steep = lambda w, x: jnp.tanh(w * (x - 0.4))  # noqa: E731
     with pytest.warns(ResolutionWarning, match="under-resolved"):
         fb.canonical.resolve(steep, jnp.array(3e4), Basis([(0, 1)], 3), most=500)
+    with pytest.warns(ResolutionWarning, match="to 2048 nodes|to 1[0-9]{3} nodes"):  # it ends
+        fb.canonical.resolve(steep, jnp.array(3e6), Basis([(0, 1)], 3))
     with pytest.warns(ResolutionWarning) as said:
         coordinates(lambda w, x: w * x, jnp.array(1.0), Basis([(0, 1)], 3, "fourier"))
     assert any('Pass kind="cosine"' in str(warning.message) for warning in said)
@@ -211,3 +213,16 @@ def test_bad_input_is_named(call, error, match):
 def spread_problem():
     apply, params = spread(4)
     return random_problem(apply, params, 1, 5, 1)
+
+
+def test_a_relu_network_of_zeros_has_no_kinks():
+    """Its pre-activations are zero everywhere and switch nowhere."""
+    apply, params = spread(5, activation="relu")
+    zero = jax.tree.map(jnp.zeros_like, params)
+    assert len(fb.canonical.breakpoints(apply, zero, Basis([(0, 1)], 3))) == 0
+    np.testing.assert_array_equal(coordinates(apply, zero, Basis([(0, 1)], 3)), 0)
+
+
+def test_nothing_that_is_not_a_number_comes_back_silently():
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteDataError, match="coordinates hold"):
+        coordinates(lambda w, x: jnp.log(w - x), jnp.array(0.5), Basis([(0, 1)], 3))

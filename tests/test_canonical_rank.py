@@ -204,3 +204,14 @@ def test_lazy_certificate():
     assert np.sqrt(run.costs[-1] / run.costs[0]) <= np.exp(-1)
     moved = fb.trees.norm(fb.trees.subtract(run.final_params, params))
     assert float(moved) <= found.radius
+
+
+def test_the_envelope_starts_where_the_run_does():
+    apply, params = spread(24)
+    problem = random_problem(apply, params, 1, 8, 1)
+    watch = fb.canonical.observer(Basis([(0, 1)], 7))
+    rows = []
+    for t0 in (0.0, 50.0):
+        run = fb.integrate(problem, fb.GradientFlow(), params, t0=t0, t1=t0 + 5.0, observe={"watch": watch})
+        rows.append(run.observed["watch"][:, watch.columns.index("envelope")])
+    np.testing.assert_allclose(rows[1][[0, -1]], rows[0][[0, -1]], rtol=1e-9)

@@ -38,7 +38,7 @@ class Basis(eqx.Module):
     `size` is the number K of modes; `indices` (K, d) lists them by total degree, then lexicographically; the first is
     the constant. For `fourier` they count real dimensions, 2K − 1 of K frequencies on one axis.
 
-    **Source:** Jiang, arXiv 1903.02140, section 3, for the Fourier basis; the cosine basis is its even extension, whose
+    **Source:** Jiang, arXiv 1903.02140, for the Fourier basis; the cosine basis is its even extension, whose
     coefficients of a smooth function fall like k⁻², and not like k⁻¹.
 
     ```python

@@ -11,6 +11,7 @@ from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 from .. import trees
+from ..errors import ParameterError
 from ..trees import PyTree
 from ._basis import Basis
 
@@ -25,9 +26,12 @@ def breakpoints(apply: Any, params: PyTree, basis: Basis) -> Float[np.ndarray, "
     """Find the inputs at which a network of one input switches from one smooth piece to the next, within the box.
 
     Follows the traced program of `apply` and finds where operands of `max`, `min`, comparisons, `abs` and `sign` cross,
-    to rounding. Two crossings within 1/4096 of the box can be missed; doubling the nodes (`resolve`) shows it.
+    to rounding. Two crossings within 1/4096 of the box can be missed, and loops are not entered; doubling the nodes
+    (`resolve`) shows it.
 
     **Returns:** (B,), ascending, in the units of the input; none for smooth activations.
+
+    **Raises:** `ParameterError` for more than one input.
 
     ```python
     >>> import jax
@@ -38,6 +42,8 @@ def breakpoints(apply: Any, params: PyTree, basis: Basis) -> Float[np.ndarray, "
 
     ```
     """
+    if basis.dimension != 1:
+        raise ParameterError(f"a box of {basis.dimension} inputs", "a function of one input", "take a box of one side")
     low, high = float(basis.low[0]), float(basis.high[0])
     function = _switches(apply, trees.as_coordinates(params), basis)
     if function is None:
@@ -45,7 +51,8 @@ def breakpoints(apply: Any, params: PyTree, basis: Basis) -> Float[np.ndarray, "
     grid = np.linspace(low, high, _POINTS + 1)
     values = np.asarray(function(jnp.asarray(grid)))
     before, after = values[:-1], values[1:]
-    exact = np.nonzero(values[1:-1] == 0)[0] + 1
+    # A signal that is zero on both sides of a point does not switch there.
+    exact = np.nonzero((values[1:-1] == 0) & ((values[:-2] != 0) | (values[2:] != 0)))[0] + 1
     cell, switch = np.nonzero(before * after < 0)
     if len(cell) == 0:
         return np.unique(grid[exact])

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from .. import _validation
 from ..errors import ParameterError
 from ..losses import SquaredError
 from ..problem import AbstractProblem
@@ -72,7 +73,7 @@ def lazy_certificate(
 
     Each draw costs a Jacobian and its derivative along v: 2·N·Q·M numbers.
 
-    **Source:** derived (spec of this project, 001, section 2.3, R3).
+    **Source:** derived.
 
     ```python
     >>> import jax.numpy as jnp
@@ -85,6 +86,8 @@ def lazy_certificate(
     """
     problem = single(problem)
     problem.check(params)
+    if lipschitz is not None and not 0 <= _validation.as_number("lipschitz", lipschitz) < float("inf"):
+        raise ParameterError(f"lipschitz = {lipschitz}", "a finite bound, not negative", "leave it out to sample it")
     if type(problem.loss) is not SquaredError or problem.weights is not None:
         raise ParameterError(
             f"the loss is {type(problem.loss).__name__}{'' if problem.weights is None else ' with weights'}",

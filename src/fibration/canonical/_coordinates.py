@@ -40,7 +40,7 @@ def coordinates(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule 
 
     Costs one forward pass at the rule's nodes, in chunks of 1 GiB, and one transform.
 
-    **Source:** Jiang, arXiv 1903.02140, section 3; with the uniform *probability* measure on the box.
+    **Source:** Jiang, arXiv 1903.02140; with the uniform *probability* measure on the box.
 
     ```python
     >>> import jax.numpy as jnp
@@ -51,11 +51,10 @@ def coordinates(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule 
 
     ```
     """
-    params = check(apply, params, basis)
-    if rule is None:
-        return resolve(apply, params, basis).theta
-    _same_basis(rule, basis)
-    return _coordinates(apply, params, rule)
+    params, rule = prepared(apply, params, basis, rule)
+    theta = _coordinates(apply, params, rule)
+    _validation.check_finite(theta, "coordinates")
+    return theta
 
 
 class Resolved(eqx.Module):
@@ -95,13 +94,15 @@ def resolve(apply: Any, params: PyTree, basis: Basis, *, tolerance: float = _TOL
     both = _WithTangent(apply, _direction(params))
     eps = float(jnp.finfo(jnp.result_type(float)).eps)
     level, found = max(tolerance, 100 * eps), np.asarray(_coordinates(both, params, rule))
-    while True:
-        rule = rule.refined()
-        following = np.asarray(_coordinates(both, params, rule))
-        change, size = float(np.abs(following - found).max(initial=0)), float(np.linalg.norm(following))
-        found = following
-        if change <= level * size or rule.refined().size > most:
+    change, size, finer = np.inf, float(np.linalg.norm(found)), rule.refined()
+    while finer is not None and np.isfinite(size):
+        rule, before = finer, found
+        found = np.asarray(_coordinates(both, params, rule))
+        change, size = float(np.abs(found - before).max(initial=0)), float(np.linalg.norm(found))
+        finer = rule.refined()
+        if change <= level * size or (finer is not None and finer.size > most):
             break
+    _validation.check_finite(found, "coordinates")
     if change > max(level, _POOR[type(rule)]) * size:
         warnings.warn(
             f"the coefficients are under-resolved: the last doubling, to {rule.size} nodes, changed them by "
@@ -168,11 +169,16 @@ def check(apply: Any, params: PyTree, basis: Basis) -> PyTree:
     return params
 
 
-def _same_basis(rule: AbstractRule, basis: Basis) -> None:
+def prepared(apply: Any, params: PyTree, basis: Basis, rule: AbstractRule | None) -> tuple[PyTree, AbstractRule]:
+    """Check parameters, function and rule; without a rule find one."""
+    params = check(apply, params, basis)
+    if rule is None:
+        return params, resolve(apply, params, basis).rule
     if rule.basis is not basis and not bool(eqx.tree_equal(rule.basis, basis)):
         raise ParameterError(
             "the rule was made for another basis", "a rule for this one", "pass `quadrature(basis, …)` of this basis"
         )
+    return params, rule
 
 
 def _check_periodic(apply: Any, params: PyTree, basis: Basis) -> None:

@@ -28,7 +28,7 @@ def spiral() -> Problem:
     from φ between 0.02π and 0.3π gradient flow drifts to φ → 0, where |∂θ/∂w| → 0, and the cost
     to (3.25 − 3 cos 1.45π)/2 = 1.859652: ∫σ_min² dt is finite.
 
-    **Source:** derived (spec of this project, 001, section 2.5), against claim C3 of Jiang, arXiv 1903.02140.
+    **Source:** derived, against claim C3 of Jiang, arXiv 1903.02140.
 
     ```python
     >>> import jax.numpy as jnp
@@ -55,6 +55,6 @@ class _Arctan(eqx.Module):
 def arctan() -> Problem:
     """Make the problem θ(w) = arctan w with target 2, out of reach: full rank everywhere, cost → (2 − π/2)²/2.
 
-    **Source:** derived (spec of this project, 001, section 2.5).
+    **Source:** derived.
     """
     return Problem(_Arctan(), jnp.zeros((1, 1)), jnp.array([[2.0]]))

@@ -15,7 +15,7 @@ from .. import trees
 from ..errors import MemoryBudgetError
 from ..trees import PyTree
 from ._basis import Basis
-from ._coordinates import check, resolve, values_at
+from ._coordinates import prepared, values_at
 from ._quadrature import AbstractRule
 
 # Bytes of the per-sample gradients of one chunk of nodes.
@@ -37,7 +37,7 @@ def disparity(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule | 
     numbers, and about as many once more for a moment, and 128 MiB for a chunk. 2·G·M·K·Q operations and G backward
     passes for each output, G the number of nodes.
 
-    **Source:** Jiang, arXiv 1903.02140, section 4 (disparity matrix), in the orientation without a transpose.
+    **Source:** Jiang, arXiv 1903.02140, in the orientation without a transpose.
 
     ```python
     >>> import jax.numpy as jnp
@@ -50,8 +50,7 @@ def disparity(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule | 
 
     ```
     """
-    params = check(apply, params, basis)
-    rule = resolve(apply, params, basis).rule if rule is None else rule
+    params, rule = prepared(apply, params, basis, rule)
     return _disparity(apply, params, rule)
 
 
@@ -111,8 +110,7 @@ def disparity_operator(
 
     ```
     """
-    params = check(apply, params, basis)
-    rule = resolve(apply, params, basis).rule if rule is None else rule
+    params, rule = prepared(apply, params, basis, rule)
     forward = pushforward(apply, params, rule)
     state = eqx.filter(params, eqx.is_inexact_array)
     shape = jax.eval_shape(forward, state)

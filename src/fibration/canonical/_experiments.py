@@ -15,7 +15,7 @@ from ..errors import ParameterError
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._basis import Basis
-from ._coordinates import coordinates, resolve
+from ._coordinates import coordinates
 from ._disparity import disparity
 from ._projected import projected_cost, single
 from ._quadrature import PiecewiseRule, least_nodes
@@ -41,7 +41,7 @@ def relu_singularity(width: int, size: int) -> float:
     P = P(1 + 2p + [a unit is active everywhere] < K) with p ~ Bin(m, ¼) kinks inside, and, given p, probability
     1 − 2^{−(m−p)} that one of the others is active.
 
-    **Source:** derived (spec of this project, 001, R7).
+    **Source:** derived.
 
     ```python
     >>> import fibration as fb
@@ -221,7 +221,6 @@ def speeds(apply: Any, params: PyTree, basis: Basis) -> Float[np.ndarray, "K Q"]
 
     They are no rates: coordinates are coupled. In the lazy regime the right singular vectors of H decay exactly.
     """
-    rule = resolve(apply, params, basis).rule
-    H = np.asarray(disparity(apply, params, basis, rule=rule))
+    H = np.asarray(disparity(apply, params, basis))
     sigma = np.linalg.svd(H, compute_uv=False)[0]
     return (np.sum(H**2, axis=0) / sigma**2).reshape(basis.size, -1)

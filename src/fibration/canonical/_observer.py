@@ -9,9 +9,9 @@ from ..problem import AbstractProblem, Problem
 from ..tangent._differential import Differential
 from ..trees import PyTree
 from ._basis import Basis
-from ._coordinates import _coordinates, check, resolve
+from ._coordinates import _coordinates, prepared
 from ._disparity import _disparity
-from ._projected import _gradient, single
+from ._projected import _gradient, felt_part, single
 from ._quadrature import AbstractRule
 
 _COLUMNS = (
@@ -41,11 +41,16 @@ class Observer(eqx.Module):
     def init(self, problem: AbstractProblem, params: PyTree) -> PyTree:
         """Fix the quadrature rule, and start the integral of σ_min²/N."""
         problem = single(problem)
-        params = check(problem.apply, params, self.basis)
+        params, rule = prepared(problem.apply, params, self.basis, self.rule)
         self.basis.evaluate(problem.inputs)  # says so if a sample lies out of the box
-        rule = resolve(problem.apply, params, self.basis).rule if self.rule is None else self.rule
         zero = jnp.zeros(())
-        return {"rule": rule, "time": zero, "rate": zero, "integral": zero, "cost": problem.cost(params)}
+        return {
+            "rule": rule,
+            "time": jnp.full((), jnp.nan),
+            "rate": zero,
+            "integral": zero,
+            "cost": problem.cost(params),
+        }
 
     def update(
         self, problem: AbstractProblem, params: PyTree, time: float, state: PyTree
@@ -53,8 +58,9 @@ class Observer(eqx.Module):
         """Compute one row of numbers, and carry the integral on."""
         problem = single(problem)
         row, theta, rate = _look(problem, trees.as_coordinates(params), self.basis, state["rule"])
-        step = jnp.where(jnp.asarray(time) > state["time"], time - state["time"], 0)
-        integral = state["integral"] + step * (rate + jnp.where(step > 0, state["rate"], rate)) / 2
+        begun = jnp.isfinite(state["time"])  # the run may start at any time
+        step = jnp.where(begun, time - jnp.where(begun, state["time"], 0), 0)
+        integral = state["integral"] + step * (rate + state["rate"]) / 2
         envelope = state["cost"] * jnp.exp(-2 * integral)
         following = {**state, "time": jnp.asarray(float(time)), "rate": rate, "integral": integral}
         parts = [row, envelope[None], *([theta.reshape(-1)] if self.coordinates else [])]
@@ -70,7 +76,7 @@ def _look(problem: Problem, params: PyTree, basis: Basis, rule: AbstractRule) ->
     D = Differential(problem, params, scaled=True).jacobian()
     data = _padded(jnp.linalg.svd(D, compute_uv=False), D.shape[0])
     size = jnp.linalg.norm(gradient)
-    stall = jnp.linalg.norm(H @ gradient.reshape(-1)) / jnp.where(size > 0, sigma[0] * size, 1)
+    stall = felt_part(jnp.linalg.norm(H @ gradient.reshape(-1)), sigma[0], size)
     cost, slope = problem.cost_and_gradient(params)
     rate = data[-1] ** 2
     promised = 2 * rate * cost

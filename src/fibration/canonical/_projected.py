@@ -12,7 +12,7 @@ from ..errors import ParameterError, ShapeError
 from ..problem import AbstractProblem, Problem
 from ..trees import PyTree
 from ._basis import Basis
-from ._coordinates import _coordinates, check, resolve
+from ._coordinates import _coordinates, prepared
 from ._disparity import largest_singular_value, pushforward
 from ._quadrature import AbstractRule
 
@@ -39,7 +39,7 @@ def projected_cost(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[
 
     **Raises:** `ShapeError`; `ParameterError` for samples out of the box, or several blocks.
 
-    **Source:** Jiang, arXiv 1903.02140, section 3.
+    **Source:** Jiang, arXiv 1903.02140.
 
     ```python
     >>> import jax.numpy as jnp
@@ -95,7 +95,7 @@ def stall_index(
 
     Costs up to 60 forward and backward passes over the nodes.
 
-    **Source:** derived (spec of this project, 001, section 2.6).
+    **Source:** derived.
 
     ```python
     >>> import jax.numpy as jnp
@@ -110,8 +110,7 @@ def stall_index(
     ```
     """
     problem = single(problem)
-    params = check(problem.apply, params, basis)
-    rule = resolve(problem.apply, params, basis).rule if rule is None else rule
+    params, rule = prepared(problem.apply, params, basis, rule)
     return _stall(problem, params, basis.evaluate(problem.inputs), rule)
 
 
@@ -123,5 +122,9 @@ def _stall(problem: Problem, params: PyTree, table: Array, rule: AbstractRule) -
     forward = pushforward(problem.apply, params, rule)
     felt = trees.norm(jax.linear_transpose(forward, state)(gradient)[0])
     sigma, size = largest_singular_value(forward, state), jnp.linalg.norm(gradient)
-    # With H = 0 nothing is felt at all.
+    return felt_part(felt, sigma, size)
+
+
+def felt_part(felt: Array, sigma: Array, size: Array) -> Float[Array, ""]:
+    """Compute |Hg|/(σ_max|g|): 0 with H = 0, where nothing is felt at all, and NaN with g = 0."""
     return jnp.where(size > 0, jnp.where(sigma > 0, felt / (jnp.where(sigma > 0, sigma, 1) * size), 0), jnp.nan)

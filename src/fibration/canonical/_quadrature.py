@@ -20,6 +20,8 @@ METHODS = ("auto", "gauss", "midpoint", "uniform", "lattice", "pieces")
 # Beyond three dimensions products of rules have too many nodes.
 _PRODUCTS = 3
 _MOST_NODES = 2**26
+# Gauss nodes of one axis are eigenvalues of a matrix of their number: more of them take minutes.
+_MOST_GAUSS = 2048
 
 
 class AbstractRule(eqx.Module):
@@ -45,8 +47,8 @@ class AbstractRule(eqx.Module):
         """Compute θ_k = Σ_g w_g e_k(u_g) values_g."""
 
     @abstractmethod
-    def refined(self) -> "AbstractRule":
-        """Make the rule with twice as many nodes on each axis, or altogether."""
+    def refined(self) -> "AbstractRule | None":
+        """Make the rule with twice as many nodes on each axis, or altogether; `None` where that is out of reach."""
 
     @property
     def size(self) -> int:
@@ -121,8 +123,10 @@ class ProductRule(AbstractRule):
         found = _rows(scale, values) * found
         return jnp.concatenate([-found.imag[:0:-1], found.real])
 
-    def refined(self) -> "ProductRule":
+    def refined(self) -> "ProductRule | None":
         """Double the number of nodes on each axis."""
+        if self.name == "gauss" and 2 * self.n > _MOST_GAUSS:
+            return None
         return ProductRule(self.basis, self.name, 2 * self.n)
 
 
@@ -150,8 +154,10 @@ class PiecewiseRule(AbstractRule):
         table = self.basis.evaluate_unit(self.nodes) * self.weights[:, None]
         return table.T.astype(values.dtype) @ values
 
-    def refined(self) -> "PiecewiseRule":
+    def refined(self) -> "PiecewiseRule | None":
         """Double the number of nodes on each piece."""
+        if 2 * self.n > _MOST_GAUSS:
+            return None
         return PiecewiseRule(self.basis, self.cuts, 2 * self.n)
 
 
@@ -162,7 +168,8 @@ class LatticeRule(AbstractRule):
     √2^(number of k's non-zero entries) times the mean of F̂[(s∘k)·z mod n] over the signs s. z = (1, a, a², …) mod n is
     Korobov's, a the best of a search by the figure of merit P₂.
 
-    **Source:** Cools, Kuo, Nuyens and Suryanarayana, *Tent-transformed lattice rules*, J. Complexity 36 (2016).
+    **Source:** Cools, Kuo, Nuyens and Suryanarayana, *Tent-transformed lattice rules for integration and
+    approximation of multivariate non-periodic functions*, J. Complexity 36 (2016).
     """
 
     n: int = eqx.field(static=True)
@@ -228,7 +235,7 @@ def quadrature(
       grid with a fast cosine transform: O(n⁻²), for many modes; "uniform", a grid with a fast Fourier transform:
       spectral for periodic functions; "lattice", for the cosine basis in 4 dimensions or more; "pieces", Gauss–Legendre
       between the `breakpoints` of a function of one input. "auto": "pieces" if there are breakpoints, "lattice" in
-      more than 3 dimensions, "uniform" for a Fourier basis, else "gauss".
+      more than 3 dimensions, "uniform" for a Fourier basis, "midpoint" from degree 601 on, else "gauss".
     - `nodes`: on each axis, on each piece, or of the lattice. By default as many as integrate products of two modes
       exactly, and 2¹⁶ for a lattice.
     - `breakpoints`: in the units of the inputs; see `fb.canonical.breakpoints`.
@@ -246,8 +253,10 @@ def quadrature(
     _validation.check_name("method", method, METHODS)
     d = basis.dimension
     if method == "auto":
-        one = "pieces" if breakpoints is not None else "uniform" if basis.kind == "fourier" else "gauss"
-        method = one if d <= _PRODUCTS else "lattice"
+        many = 2 * least_nodes(basis.degree, basis.kind) > _MOST_GAUSS
+        product = "uniform" if basis.kind == "fourier" else "midpoint" if many else "gauss"
+        smooth = "lattice" if d > _PRODUCTS else product
+        method = smooth if breakpoints is None else "pieces"
     if nodes is not None and nodes < 1:
         raise ParameterError(f"nodes = {nodes}", "at least one node", "leave it out for the default")
     if method == "lattice":

@@ -6,13 +6,13 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from .. import tangent
+from .. import _validation, tangent
 from ..errors import MemoryBudgetError
 from ..losses import CrossEntropy
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._basis import Basis
-from ._coordinates import check, resolve
+from ._coordinates import prepared
 from ._disparity import _disparity
 from ._projected import single
 from ._quadrature import AbstractRule
@@ -151,10 +151,10 @@ def rank_report(
 
     ```
     """
-    params = check(apply, params, basis)
-    rule = resolve(apply, params, basis).rule if rule is None else rule
+    params, rule = prepared(apply, params, basis, rule)
     state = eqx.filter(params, eqx.is_inexact_array)
     H = np.asarray(_disparity(apply, params, rule))
+    _validation.check_finite(H, "entries of the disparity matrix")
     if min(H.shape) > _MOST:
         raise MemoryBudgetError(
             f"H is {H.shape[0]} × {H.shape[1]}",

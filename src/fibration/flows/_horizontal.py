@@ -204,21 +204,23 @@ def bracket(problem: AbstractProblem, params: PyTree, first: Any, second: Any) -
     directions = [differential.flat(direction).astype(float) for direction in (first, second)]
     for name, direction in zip(("first", "second"), directions, strict=True):
         _validation.check_finite(direction, name)
-    factor = factorize(differential, method="svd")
-    found = factor.diagnosed(directions[0])[1]
-    if not trees.is_traced(found.rank) and int(found.rank) < differential.shape[0]:
+    needed, columns = differential.shape
+    found, full = (None, False) if columns < needed else _bracket(differential, *directions)
+    if not trees.is_traced(full) and not bool(full):
         raise RankLossError(
-            f"the differential has rank {int(found.rank)} of {differential.shape[0]}",
+            f"the differential has not the rank {needed}",
             "full row rank, so that every direction of the outputs has a lift",
             "see `fb.tangent.rank` for the samples it is lost on",
         )
-    return _bracket(differential, *directions)
+    return found
 
 
 @eqx.filter_jit
-def _bracket(differential: Differential, first: Float[Array, " M"], second: Float[Array, " M"]) -> PyTree:
+def _bracket(differential: Differential, first: Float[Array, " M"], second: Float[Array, " M"]) -> tuple[PyTree, Array]:
     matrix = differential.jacobian()
     q, r = jnp.linalg.qr(matrix.T)
+    sigma = jnp.linalg.svd(r, compute_uv=False)
+    full = sigma[-1] > max(matrix.shape) * jnp.finfo(sigma.dtype).eps * sigma[0]
     lifts = [solve_triangular(r, e.astype(r.dtype), trans=1) for e in (first, second)]
     horizontals = [q @ w for w in lifts]
     duals = [solve_triangular(r, w) for w in lifts]
@@ -233,4 +235,4 @@ def _bracket(differential: Differential, first: Float[Array, " M"], second: Floa
         return ravel_pytree(change)[0]
 
     change = turned(horizontals[0], duals[1]) - turned(horizontals[1], duals[0])
-    return differential.unravel(change - q @ (q.T @ change))
+    return differential.unravel(change - q @ (q.T @ change)), full
