@@ -164,6 +164,27 @@ def gram(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def canonical(results: dict[str, Any]) -> str:
+    """The disparity matrix beside its parts, and coordinates in six dimensions beside Monte Carlo."""
+    (whole,), (lattice,) = results["disparity"], results["lattice"]
+    both = lattice["search seconds"] + lattice["lattice seconds"]
+    return "\n".join(
+        [
+            "| M, K, nodes | gradients alone, s | product alone, s | `disparity`, s | over their sum | peak, H, MB |",
+            "|---|---|---|---|---|---|",
+            f"| {whole['parameters']:,}, {whole['modes']}, {whole['nodes']:,} | {whole['gradients, seconds']:.1f} | "
+            f"{whole['product, seconds']:.1f} | {whole['disparity, seconds']:.1f} | {whole['ratio']:.2f} | "
+            f"{whole['peak MB']:.0f}, {whole['H MB']:.0f} |",
+            "",
+            f"| {lattice['modes']} modes, {lattice['nodes']:,} nodes | root mean square error | seconds |",
+            "|---|---|---|",
+            f"| lattice | {lattice['lattice error']:.1e} | {both:.1f}, of which the search "
+            f"{lattice['search seconds']:.1f} |",
+            f"| Monte Carlo | {lattice['Monte Carlo error']:.1e} | {lattice['Monte Carlo seconds']:.0f} |",
+        ]
+    )
+
+
 def _times(rows: list[dict[str, Any]], title: str) -> str:
     """How long each contender took to each level; Adam is listed for each learning rate."""
     levels = list(next(row for row in rows if "to" in row)["to"])
@@ -245,6 +266,7 @@ WRITERS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "adapted_fitting": ("benchmarks", adapted_fitting),
     "adapted_pinn": ("benchmarks", adapted_pinn),
     "adapted_memory": ("benchmarks", adapted_memory),
+    "canonical": ("benchmarks", canonical),
     "rebalancing": ("rebalancing", rebalancing),
     "minimizers_gallery": ("minimizers", minimizers_gallery),
 }

@@ -1,19 +1,19 @@
 """Where a network of one input has kinks: the zeros of what its ReLUs, absolute values and comparisons look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import Literal
 from jaxtyping import Array, Float
 
 from .. import trees
 from ..errors import ParameterError
 from ..trees import PyTree
 from ._basis import Basis
+from ._program import run
 
 # Switches are looked for between so many points, and then halved down to rounding.
 _POINTS, _HALVINGS = 4096, 60
@@ -74,32 +74,20 @@ def _switches(apply: Any, params: PyTree, basis: Basis) -> Callable[[Array], Arr
     leaves = jax.tree.leaves(state)
 
     def one(x: Array) -> Array:
-        found: list[Array] = []
-        _run(closed.jaxpr, closed.consts, [*leaves, x.reshape(basis.shape)], found)
-        return jnp.concatenate([jnp.zeros(0), *[part.reshape(-1) for part in found]])
+        found = [jnp.zeros(0)]
+
+        def evaluate(equation: Any, operands: list[Any]) -> Sequence[Any]:
+            name, real = equation.primitive.name, [jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in operands]
+            if name in _COMPARES and all(real):
+                found.append((operands[0] - operands[1]).reshape(-1))
+            elif name in _SIGNS and all(real):
+                found.append(operands[0].reshape(-1))
+            results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
+            return results if equation.primitive.multiple_results else [results]
+
+        run(closed.jaxpr, closed.consts, [*leaves, x.reshape(basis.shape)], evaluate)
+        return jnp.concatenate(found)
 
     if jax.eval_shape(one, jax.ShapeDtypeStruct((), sample.dtype)).shape == (0,):
         return None
     return eqx.filter_jit(jax.vmap(one))
-
-
-def _run(jaxpr: Any, consts: list[Any], arguments: list[Any], found: list[Array]) -> list[Any]:
-    """Evaluate a program, entering the ones it calls, and note what its switches look at."""
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-    values.update(zip(jaxpr.invars, arguments, strict=True))
-    for equation in jaxpr.eqns:
-        operands = [values[v] if not isinstance(v, Literal) else v.val for v in equation.invars]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        name = equation.primitive.name
-        if inner is not None and name not in ("scan", "while", "cond"):
-            body, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-            results = _run(body, constants, operands, found)
-        else:
-            if name in _COMPARES and all(jnp.issubdtype(jnp.result_type(v), jnp.floating) for v in operands):
-                found.append(jnp.asarray(operands[0] - operands[1]))
-            elif name in _SIGNS and jnp.issubdtype(jnp.result_type(operands[0]), jnp.floating):
-                found.append(jnp.asarray(operands[0]))
-            results = equation.primitive.bind(*operands, **equation.primitive.get_bind_params(equation.params))
-            results = results if equation.primitive.multiple_results else [results]
-        values.update(zip(equation.outvars, results, strict=True))
-    return [values[v] if not isinstance(v, Literal) else v.val for v in jaxpr.outvars]

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
-from jax.extend.core import Literal
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
@@ -17,6 +16,7 @@ from ..errors import MemoryBudgetError, ParameterError, PrecisionError
 from ..trees import PyTree
 from ._basis import Basis
 from ._coordinates import check
+from ._program import run
 
 # Singular values of larger matrices take minutes in such arithmetic.
 _MOST = 40
@@ -104,7 +104,8 @@ def _disparity(program: Any, vector: np.ndarray, basis: Basis, nodes: int) -> np
     total: Any = 0
     low, side = mpmath.mpf(basis.low[0]), mpmath.mpf(basis.high[0]) - mpmath.mpf(basis.low[0])
     for point, weight in zip(points, weights, strict=True):
-        row = _run(program.jaxpr, program.consts, [vector, np.array([low + side * point], dtype=object)])[0]
+        x = np.array([low + side * point], dtype=object)
+        row = run(program.jaxpr, program.consts, [vector, x], _evaluate, _constant)[0]
         table = [
             mpmath.sqrt(2) * mpmath.cos(mpmath.pi * int(k) * point) if k else mpmath.mpf(1) for k in basis.indices[:, 0]
         ]
@@ -228,32 +229,18 @@ _FUNCTIONS.update(
 )
 
 
-def _run(jaxpr: Any, consts: Any, arguments: list[np.ndarray]) -> list[np.ndarray]:
-    """Run a traced program on arrays of numbers of mpmath."""
-    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(_constant, consts), *arguments], strict=True))
-
-    def read(atom: Any) -> np.ndarray:
-        return _constant(atom.val) if isinstance(atom, Literal) else values[atom]
-
-    for equation in jaxpr.eqns:
-        operands = [read(atom) for atom in equation.invars]
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-        name = equation.primitive.name
-        if inner is not None and name not in ("scan", "while", "cond"):
-            body, constants = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
-            results = _run(body, constants, operands)
-        else:
-            try:
-                found = _FUNCTIONS[name](*operands, **equation.params)
-                results = [np.asarray(part) for part in (found if equation.primitive.multiple_results else [found])]
-            except (KeyError, NotImplementedError) as error:
-                raise PrecisionError(
-                    f"the network's gradient uses {name!r}",
-                    "operations that mpmath can follow: dense layers with smooth activations",
-                    "go by the float64 report",
-                ) from error
-        values.update(zip(equation.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+def _evaluate(equation: Any, operands: list[np.ndarray]) -> list[np.ndarray]:
+    """Compute an operation on arrays of numbers of mpmath."""
+    name = equation.primitive.name
+    try:
+        found = _FUNCTIONS[name](*operands, **equation.params)
+    except (KeyError, NotImplementedError) as error:
+        raise PrecisionError(
+            f"the network's gradient uses {name!r}",
+            "operations that mpmath can follow: dense layers with smooth activations",
+            "go by the float64 report",
+        ) from error
+    return [np.asarray(part) for part in (found if equation.primitive.multiple_results else [found])]
 
 
 def _constant(value: Any) -> np.ndarray:

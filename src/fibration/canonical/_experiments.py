@@ -174,6 +174,17 @@ def convexity(
 
     **Source:** Jiang, arXiv 1903.02140, for convexity in θ. The coordinates that parameters reach are a curved set: the
     convexity is that of an objective, not of the learning problem.
+
+    ```python
+    >>> import jax, jax.numpy as jnp
+    >>> import fibration as fb
+    >>> apply, params = fb.networks.mlp((1, 8, 1), "tanh", key=jax.random.key(0))
+    >>> problem = fb.Problem(apply, jnp.linspace(0, 1, 6)[:, None], jnp.ones((6, 1)))
+    >>> found = fb.canonical.convexity(problem, params, fb.canonical.Basis([(0, 1)], degree=4))
+    >>> bool(found.canonical_defect.max() < 1e-4 < found.literal_defect.max())
+    True
+
+    ```
     """
     import xarray as xr
 
@@ -208,6 +219,16 @@ def settling_times(
     **Arguments:** `theta` (T, K) at `times` (T,), such as an `observer(…, coordinates=True)` records; `target` (K,).
 
     **Returns:** (K,), infinite where it has not.
+
+    ```python
+    >>> import numpy as np
+    >>> import fibration as fb
+    >>> times = np.linspace(0.0, 10.0, 101)
+    >>> theta = np.exp(-times[:, None] * np.array([1.0, 0.5]))
+    >>> fb.canonical.settling_times(theta, np.zeros(2), times)  # log 10 over the rates, on the grid
+    array([2.4, 4.7])
+
+    ```
     """
     distance = np.abs(np.asarray(theta) - np.asarray(target))
     away = distance > part * distance[0]
@@ -220,6 +241,16 @@ def speeds(apply: Any, params: PyTree, basis: Basis) -> Float[np.ndarray, "K Q"]
     """Compute how fast each coordinate can move by itself: (HᵀH)_kk, in units of σ_max(H)².
 
     They are no rates: coordinates are coupled. In the lazy regime the right singular vectors of H decay exactly.
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import fibration as fb
+    >>> basis = fb.canonical.Basis(box=[(0, 1)], degree=1)
+    >>> speeds = fb.canonical.speeds(lambda w, x: w[0] + w[1] * x, jnp.zeros(2), basis)
+    >>> bool(speeds[0, 0] > speeds[1, 0])  # the constant moves faster than the first cosine
+    True
+
+    ```
     """
     H = np.asarray(disparity(apply, params, basis))
     sigma = np.linalg.svd(H, compute_uv=False)[0]

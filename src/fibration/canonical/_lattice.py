@@ -5,7 +5,7 @@ import functools
 import numpy as np
 from jaxtyping import Float, Int
 
-_CANDIDATES = 48
+_CANDIDATES = 16
 
 
 @functools.lru_cache(maxsize=32)

@@ -56,7 +56,18 @@ def projected_cost(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[
 
 
 def projected_gradient(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[Array, "K Q"]:
-    """Compute ∇_θ𝒬(θ), (K, Q); see `projected_cost`."""
+    """Compute ∇_θ𝒬(θ), (K, Q); see `projected_cost`.
+
+    ```python
+    >>> import jax.numpy as jnp
+    >>> import fibration as fb
+    >>> basis = fb.canonical.Basis(box=[(0, 1)], degree=1)
+    >>> problem = fb.Problem(lambda w, x: w * x, jnp.array([[0.0]]), jnp.array([[2.0]]))
+    >>> print(fb.canonical.projected_gradient(problem, jnp.zeros(2), basis).ravel().round(3))  # −2 e_k(0)
+    [-2.    -2.828]
+
+    ```
+    """
     problem = single(problem)
     return _gradient(problem, _as_theta(problem, theta, basis), basis.evaluate(problem.inputs))
 
