@@ -177,7 +177,7 @@ def test_scattered_samples():
         (lambda: quadrature(Basis([(0, 1)] * 4, 2, "fourier")), ParameterError, "cosine"),
         (lambda: quadrature(Basis([(0, 1)] * 3, 2), nodes=2000), MemoryBudgetError, "lattice"),
         (lambda: quadrature(Basis([(0, 1)] * 2, 2), breakpoints=[0.5]), ParameterError, "one input"),
-        (lambda: quadrature(Basis([(0, 1)], 2), nodes=0), ParameterError, "at least one"),
+        (lambda: quadrature(Basis([(0, 1)], 2), nodes=0), ParameterError, "at least 1"),
         (lambda: fb.canonical.fit(Basis([(0, 1)], 2), np.ones((3, 1)), np.ones(4)), ShapeError, "one row"),
     ],
 )

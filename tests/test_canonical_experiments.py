@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import matplotlib.colors
 import mpmath
 import numpy as np
 import pytest
+import xarray as xr
 
 import fibration as fb
 from canonical_networks import random_problem, spread
@@ -43,7 +45,12 @@ def test_the_cost_is_convex_in_coordinates_and_not_in_parameters():
         found = fb.canonical.convexity(random_problem(apply, params, 1, 12, q, loss=loss), params, Basis([(0, 1)], 7))
         assert float(found.canonical_defect.max()) < 1e-13
         assert float(found.literal_defect.max()) > 1e-3
-        assert len(fb.canonical.landscape_plots(found)[0].series) == 6
+        plots = fb.canonical.landscape_plots(found)
+        assert [len(plot.series) for plot in plots] == [6, 6]
+        # As drawn: on a linear axis, on which a convex cost is a convex curve.
+        assert not any(plot.x_log or plot.y_log for plot in plots)
+        assert min(np.diff(line.y, 2).min() for line in plots[0].series) > -1e-12
+        assert min(np.diff(line.y, 2).min() for line in plots[1].series) < -1e-3
 
 
 def test_high_precision_tells_nearly_singular_from_singular():
@@ -102,11 +109,81 @@ def test_plots_hold_what_they_are_given():
     assert fb.canonical.singularity_plot(found, "relu", 1.0).series[0].name == "exact law"
 
 
+@pytest.fixture
+def fractions():
+    """Two activations, three scales and four widths, all fractions and ratios different; K = 16, M = 3·width + 1."""
+    shape, widths = (2, 3, 4), [2, 4, 8, 16]
+    fraction = np.linspace(0, 1, 72).reshape(*shape, 3)
+    return xr.Dataset(
+        {
+            "fraction": (("activation", "scale", "width", "level"), fraction),
+            "median_ratio": (("activation", "scale", "width"), 10.0 ** -np.arange(24).reshape(shape)),
+            "parameters": ("width", [3 * width + 1 for width in widths]),
+            "relu_law": ("width", np.ones(4)),
+        },
+        coords={
+            "activation": ["tanh", "relu"],
+            "scale": [1.0, 4.0, 8.0],
+            "width": widths,
+            "level": ["eps", "1e-08", "1e-04"],
+        },
+        attrs={"modes": 16, "seeds": 5},
+    )
+
+
+def drawn(axes):
+    return np.asarray(axes.images[0].get_array()), [text.get_text() for text in axes.texts]
+
+
+def test_what_is_left_out_is_an_axis_of_the_heat_map(fractions):
+    everything = fractions.fraction.values
+    values, texts = drawn(fb.canonical.singularity_plot(fractions, "relu").axes[0])
+    np.testing.assert_array_equal(values, everything[1, :, :, 1])
+    assert texts[:2] == [f"{everything[1, 0, 0, 1]:.2f}", "1e-12"]
+    figure = fb.canonical.singularity_plot(fractions, scale=4.0, level="eps")
+    np.testing.assert_array_equal(drawn(figure.axes[0])[0], everything[:, 1, :, 0])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["tanh", "relu"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["2", "4", "8", "16"]
+    assert "eps" in figure.axes[-1].get_ylabel()
+    both = fb.canonical.singularity_plot(fractions, level="1e-04")
+    assert [axes.get_title(loc="left") for axes in both.axes[:2]] == ["tanh", "relu"]
+    for place, axes in enumerate(both.axes[:2]):
+        np.testing.assert_array_equal(drawn(axes)[0], everything[place, :, :, 2])
+        # Between 13 and 25 parameters, for 16 modes.
+        assert {float(line.get_xdata()[0]) for line in axes.lines} == {1.5}
+    assert both.axes[0].get_yticklabels()[0].get_text() == "1, standard"
+    assert len(fb.canonical.singularity_plot(fractions, "tanh", 4.0).series) == 3
+
+
+def test_heat_maps_can_be_read_without_colours(fractions):
+    """The scale's luminance rises all along, and what is written in a cell has a contrast of 4 at least (WCAG)."""
+    axes = fb.canonical.singularity_plot(fractions, "tanh").axes[0]
+    image = axes.images[0]
+
+    def luminance(colours):
+        linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+        return linear[..., :3] @ [0.2126, 0.7152, 0.0722]
+
+    assert image.get_clim() == (0, 1)
+    assert np.all(np.diff(luminance(image.cmap(np.linspace(0, 1, 64)))) > 0)
+    cells = luminance(image.to_rgba(image.get_array(), norm=True)).ravel()
+    for text, cell in zip(axes.texts[::2], cells, strict=True):
+        ink = luminance(np.array(matplotlib.colors.to_rgb(text.get_color())))
+        assert (max(ink, cell) + 0.05) / (min(ink, cell) + 0.05) > 4
+
+
+def small():
+    return fb.canonical.singularity_probability([4], seeds=1, scales=[1.0], activations=["relu"])
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
         (lambda: fb.canonical.singularity_probability([4], activations=["elu"]), UnknownNameError, "relu"),
         (lambda: fb.canonical.singularity_probability([], seeds=3), ParameterError, "at least 1"),
+        (lambda: fb.canonical.singularity_plot(small(), "elu"), UnknownNameError, "relu"),
+        (lambda: fb.canonical.singularity_plot(small(), "relu", 3.0), ParameterError, r"one of \[1.0\]"),
+        (lambda: fb.canonical.singularity_plot(small(), level="1e-3"), UnknownNameError, "1e-08"),
         (lambda: fb.canonical.exact_spectrum(*spread(20), Basis([(0, 1)], 3)), MemoryBudgetError, "at most 40"),
         (lambda: fb.canonical.exact_spectrum(*spread(2), Basis([(0, 1)], 3, "fourier")), ParameterError, "cosine"),
         (lambda: fb.canonical.exact_spectrum(*spread(2, 1, 2), Basis([(0, 1)], 3)), ParameterError, "one output"),

@@ -69,12 +69,27 @@ def test_duplicate_and_mirrored_units():
     }
     report = rank_report(apply, copies, Basis([(0, 1)], 11))
     assert report.stalls == ("duplicate units",)
-    found = {(a.path, a.index, b.index, sign) for a, b, sign in report.copies}
-    assert ("['weight']", 0, 3, 1) in found
-    # A mirrored unit with the same outgoing weight is minus the unit: ∂weight is the same, ∂out the opposite.
-    assert ("['out']", 1, 4, -1) in found
+    assert {(a.path, a.index, b.index, sign) for a, b, sign in report.copies} == {
+        ("['weight']", 0, 3, 1),
+        ("['out']", 0, 3, 1),
+    }
+    # A mirrored unit with the same outgoing weight is minus the unit: ∂weight is the same, ∂out the opposite. Its copy
+    # under descent would have the opposite outgoing weight.
+    assert {(a.path, a.index, b.index, sign) for a, b, sign in report.alike} == {
+        ("['weight']", 1, 4, 1),
+        ("['out']", 1, 4, -1),
+    }
     assert report.canonical.ranks == rank_report(apply, params, Basis([(0, 1)], 11)).canonical.ranks
     assert "Copies, which gradient descent keeps" in str(report)
+    assert "alike now" in str(report)
+    # And along the descent: the copies stay equal, the others part.
+    inputs = jnp.linspace(0.05, 0.95, 7)[:, None]
+    problem = fb.Problem(apply, inputs, jnp.sin(5 * inputs))
+    last = fb.descend(problem, fb.GradientFlow(), copies, step_size=0.05, steps=200, save_every=200).final_params
+    for name, axis in (("weight", 0), ("bias", 0), ("out", 1)):
+        unit = np.moveaxis(np.asarray(last[name]), axis, 0)
+        np.testing.assert_allclose(unit[0], unit[3], atol=1e-12)
+    assert np.abs(np.asarray(last["weight"][1] + last["weight"][4])).max() > 1e-3
 
 
 def test_dead_relu():

@@ -32,8 +32,10 @@ def test_crossing_time_is_the_last_climb_above_the_limit():
 
 
 @pytest.mark.slow
-def test_the_digits_demonstration_shows_what_the_theory_says():
-    study = fb.study.digits_fidelity(quick=True)
+def test_the_digits_demonstration_shows_what_the_theory_says(tmp_path):
+    outcome = fb.study.run_study(fb.study.template("demo-quick"), tmp_path / "store")
+    assert outcome.complete
+    study = fb.study.fidelity_of(fb.study.Store(tmp_path / "store").records()[0])
     small, middle, _, large = study.distances()
     travelled = fb.fidelity.distance_from_start(study.flow)[-1]
     # Euler's method is of first order: the distances go like the step sizes while the descents are stable.

@@ -5,15 +5,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool
 
+from . import _sharding
 from .trees import PyTree
+
+# What some rows (inputs, targets, weights), of which only the new ones count, contribute to a sum over samples.
+Term = Callable[[Sequence[Array], Bool[Array, " c"]], PyTree]
 
 # A Hessian–vector product keeps the intermediate results, their tangents, and both for their cotangents.
 _COPIES = 4
 
 
-def samples_per_chunk(function: Callable[..., Any], inputs: Array, budget: float | int) -> int:
+def samples_per_chunk(function: Callable[..., Any], inputs: Array | jax.ShapeDtypeStruct, budget: float | int) -> int:
     """Tell how many rows of `inputs` a Hessian–vector product of a batched function may take at once.
 
     Estimated from the traced program: the intermediate results that grow with the number of rows, four times. XLA fuses
@@ -30,12 +36,30 @@ def samples_per_chunk(function: Callable[..., Any], inputs: Array, budget: float
     return max(1, int(budget / (_COPIES * per_row)))
 
 
-def sum_over_chunks(
-    term: Callable[[Sequence[Array], Bool[Array, " size"]], PyTree], rows: Sequence[Array], size: int
-) -> PyTree:
+def sum_over_devices(term: Term, rows: Sequence[Array], size: int, mesh: Mesh | None, n_samples: int) -> PyTree:
+    """Sum `term(chunk, new)` over chunks of at most `size` rows of each device, and then over the devices.
+
+    This is the one place where devices meet to add up: XLA sends each leaf of the sum once, however many chunks there
+    are. Rows from `n_samples` on are not new. With a mesh `term` is a pytree; see `_sharding.each_own`.
+    """
+    if mesh is None:
+        return sum_over_chunks(term, rows, size)
+    samples = jnp.arange(rows[0].shape[0]) < n_samples
+    parts = _sharding.each_own(Partial(_sum_over_own, term, size), mesh)(samples, *rows)
+    return _sharding.everywhere(jax.tree.map(lambda part: jnp.sum(part, axis=0), parts), mesh)
+
+
+def _sum_over_own(term: Term, size: int, samples: Bool[Array, " n"], *rows: Array) -> PyTree:
+    whole = size >= len(samples)
+    total = term(rows, samples) if whole else sum_over_chunks(term, rows, size, samples)
+    return jax.tree.map(lambda leaf: leaf[None], total)
+
+
+def sum_over_chunks(term: Term, rows: Sequence[Array], size: int, samples: Bool[Array, " n"] | None = None) -> PyTree:
     """Sum `term(chunk, new)` over chunks of `size` rows; the last overlaps the one before, in rows that are not `new`.
 
-    Only one chunk's intermediate results are alive at a time, under forward and under reverse differentiation.
+    Only one chunk's intermediate results are alive at a time, under forward and under reverse differentiation. Rows
+    that are not among the `samples` are not `new` either.
     """
     n = rows[0].shape[0]
     count = -(-n // size)
@@ -44,7 +68,10 @@ def sum_over_chunks(
     def step(total: PyTree, number: Array) -> tuple[PyTree, None]:
         start = jnp.minimum(number * size, n - size)
         chunk = [jax.lax.dynamic_slice_in_dim(array, start, size) for array in rows]
-        part = term(chunk, start + jnp.arange(size) >= number * size)
+        new = start + jnp.arange(size) >= number * size
+        if samples is not None:
+            new &= jax.lax.dynamic_slice_in_dim(samples, start, size)
+        part = term(chunk, new)
         return jax.tree.map(jnp.add, total, part), None
 
     shapes = jax.eval_shape(lambda: term([array[:size] for array in rows], jnp.ones(size, bool)))
@@ -52,7 +79,7 @@ def sum_over_chunks(
     return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), zeros, jnp.arange(count))[0]
 
 
-def _traced_bytes(function: Callable[..., Any], inputs: Array, n: int) -> int:
+def _traced_bytes(function: Callable[..., Any], inputs: Array | jax.ShapeDtypeStruct, n: int) -> int:
     rows = jax.ShapeDtypeStruct((n, *inputs.shape[1:]), inputs.dtype)
     return _bytes(jax.make_jaxpr(function)(rows).jaxpr)
 

@@ -13,8 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from . import _sharding
 from .errors import (
+    ApplyError,
     EmptyDataError,
+    IntegerDataError,
+    MemoryBudgetError,
     NonFiniteDataError,
     OutputDirectoryError,
     ParameterError,
@@ -57,11 +61,37 @@ def check_samples(inputs: Array, targets: Array) -> None:
         )
 
 
+def as_samples(inputs: Any, targets: Any, allow_integer_inputs: bool) -> tuple[Array, Array]:
+    """Turn a user's samples into arrays, real and finite, with one row for each sample."""
+    inputs, targets = as_array(inputs, "inputs"), as_array(targets, "targets")
+    check_samples(inputs, targets)
+    if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not allow_integer_inputs:
+        raise IntegerDataError(
+            f"inputs are {inputs.dtype}",
+            "real inputs",
+            "convert them with `.astype(float)`; if the network takes indices, pass `allow_integer_inputs=True`",
+        )
+    check_finite(inputs, "inputs")
+    check_finite(targets, "targets")
+    return inputs, targets
+
+
+def as_budget(memory_budget: Any) -> int | float:
+    """Check a memory budget."""
+    if not memory_budget > 0:
+        raise MemoryBudgetError(
+            f"memory_budget = {memory_budget}", "a positive number of bytes", "leave it at its default, 1 GiB"
+        )
+    return memory_budget
+
+
 def check_finite(array: Array | np.ndarray, name: str) -> None:
     """Check that an array holds no NaN and no infinity; say where the first one is."""
     if is_traced(array) or not jnp.issubdtype(array.dtype, jnp.inexact):
         return
-    bad = np.argwhere(~np.isfinite(np.asarray(array)))
+    if _sharding.is_elsewhere(array) and bool(jnp.all(jnp.isfinite(array))):
+        return  # and is not gathered
+    bad = np.argwhere(~np.isfinite(_sharding.on_host(array)))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise NonFiniteDataError(
@@ -174,6 +204,36 @@ def writable_directory(path: str | os.PathLike[str]) -> Path:
             "pass another directory, or mend its permissions",
         ) from error
     return directory
+
+
+def check_apply(
+    apply: Callable[..., Any], params: PyTree, batch: jax.ShapeDtypeStruct, n_outputs: int, hint: str
+) -> None:
+    """Check by abstract evaluation that `apply` maps one sample of a batch to so many outputs.
+
+    **Raises:** `ApplyError`, with the `hint` if it returns another shape.
+    """
+    sample = jax.ShapeDtypeStruct(batch.shape[1:], batch.dtype)
+    shape, failure = output_shape(apply, params, sample)
+    if shape in ((n_outputs,), *(((),) if n_outputs == 1 else ())):
+        return
+    if output_shape(apply, params, batch)[0] == (batch.shape[0], n_outputs):
+        raise ApplyError(
+            f"apply works on the whole batch {batch.shape} but not on one sample {sample.shape}",
+            "an apply(params, x) for ONE sample; Fibration batches it itself",
+            "drop the batch axis in apply, or wrap it: `lambda params, x: apply(params, x[None])[0]`",
+        ) from failure
+    if failure is not None:
+        raise ApplyError(
+            f"apply raised {type(failure).__name__} on one sample of shape {sample.shape}: {failure}",
+            f"an apply(params, x) that maps one sample to {n_outputs} outputs",
+            "call `apply(params, inputs[0])` by hand to see the error in full",
+        ) from failure
+    raise ApplyError(
+        f"apply maps one sample of shape {sample.shape} to {'no array' if shape is None else f'shape {shape}'}",
+        f"shape ({n_outputs},), the number of outputs in the targets",
+        hint,
+    )
 
 
 def output_shape(

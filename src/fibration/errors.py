@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointMismatchError",
     "ClassMeansError",
+    "ClusterError",
     "ConditioningWarning",
     "ConstructionError",
     "DifferentialRankError",
@@ -40,11 +41,13 @@ __all__ = [
     "RankDeficientWarning",
     "RankLossError",
     "ResolutionWarning",
+    "RunBusyError",
     "RunError",
     "ShapeError",
     "ShiftError",
     "SingularProductError",
     "StepSizeError",
+    "StudyFileError",
     "TargetError",
     "TimeMismatchError",
     "TimeSpanError",
@@ -186,8 +189,24 @@ class OutputDirectoryError(FibrationError, OSError):
     """A directory that cannot be made or written to."""
 
 
+class StoreError(FibrationError, OSError):
+    """A run store, or something in it, that cannot be found, read or written, or that cannot hold what it is given."""
+
+
+class RunBusyError(StoreError):
+    """A run of a store that another living process is computing."""
+
+
 class MissingExtraError(FibrationError, ImportError):
     """An optional package that is not installed."""
+
+
+class StudyFileError(FibrationError, ValueError):
+    """A study file that is no TOML, or says what the schema does not allow; the message names lines."""
+
+
+class ClusterError(FibrationError, RuntimeError):
+    """A cluster that cannot be reached, or that is gone before a sweep has ended."""
 
 
 class MissingFileError(FibrationError, FileNotFoundError):

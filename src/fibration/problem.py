@@ -8,10 +8,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Num
 
-from . import _adapters, _chunks, _validation, trees
-from .errors import ApplyError, EmptyDataError, IntegerDataError, MemoryBudgetError, ParameterError
+from . import _adapters, _chunks, _sharding, _validation, trees
+from .errors import ApplyError, EmptyDataError, ParameterError
 from .losses import AbstractLoss, CrossEntropy, SquaredError
 from .trees import PyTree
 
@@ -81,16 +83,20 @@ class Problem(AbstractProblem):
     - `allow_integer_inputs`: set it for a network that takes indices, such as one that starts with an embedding.
     - `memory_budget`: bytes that the cost, its gradient and its Hessian–vector products may take at once, about. If the
       samples together would take more, they are evaluated in chunks, one after the other, and added up; `math.inf`
-      never splits them.
+      never splits them. With a mesh it is the budget of each device.
+    - `mesh`: a `jax.sharding.Mesh` with Auto axes, over all of whose devices the samples are divided, those of other
+      hosts included. Parameters are held by every device, and results are those of one device, to rounding. Any N will
+      do. Inputs, targets and weights are arrays of all samples, the same in every process, or global arrays
+      (`jax.make_array_from_process_local_data`) if the number of devices divides N.
 
-    **Raises:** `EmptyDataError`, `ShapeError`, `IntegerDataError`, `NonFiniteDataError`, `MemoryBudgetError`. What is
-    wrong with `apply` is found when parameters are known, by `check`, and raised as `ApplyError` or `ParameterError`.
+    **Raises:** `EmptyDataError`, `ShapeError`, `IntegerDataError`, `NonFiniteDataError`, `MemoryBudgetError`, and
+    `ParameterError` for another mesh. What is wrong with `apply` is found when parameters are known, by `check`, and
+    raised as `ApplyError` or `ParameterError`.
 
     Its methods are compiled. It holds arrays, so that `jax.jit` cannot hash a bound method: in transformations of your
-    own close over it, `jax.jit(lambda p: problem.cost(p))`, or pass it to an `eqx.filter_jit` function.
-
-    One evaluation allocates the network's activations for all N samples, or for one chunk of them; the gradient about
-    twice that. `outputs` and `residuals` are never split.
+    own close over it, `jax.jit(lambda p: problem.cost(p))`, or pass it to an `eqx.filter_jit` function. One evaluation
+    allocates the network's activations for all N samples, or for one chunk of them; the gradient about twice that.
+    `outputs` and `residuals` are never split.
 
     ```python
     >>> import jax, jax.numpy as jnp
@@ -106,12 +112,15 @@ class Problem(AbstractProblem):
     """
 
     apply: Callable[..., Any]
-    inputs: Num[Array, "n ..."]
-    targets: Num[Array, "n ..."]
+    # With a mesh, the last sample is repeated until all devices have equally many rows.
+    _inputs: Num[Array, "n ..."]
+    _targets: Num[Array, "n ..."]
     loss: AbstractLoss
-    weights: Float[Array, " n"] | None
+    _weights: Float[Array, " n"] | None
     n_outputs: int = eqx.field(static=True)
     memory_budget: int | float = eqx.field(static=True)
+    mesh: Mesh | None = eqx.field(static=True)
+    _repeated: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -123,30 +132,22 @@ class Problem(AbstractProblem):
         weights: Any = None,
         allow_integer_inputs: bool = False,
         memory_budget: int | float = 2**30,
+        mesh: Any = None,
     ) -> None:
         if not callable(apply):
             raise ApplyError(
                 f"apply is {type(apply).__name__}", "a function apply(params, x)", "pass the function itself first"
             )
         loss = _validation.as_loss(SquaredError() if loss is None else loss)
-        inputs, targets = _validation.as_array(inputs, "inputs"), _validation.as_array(targets, "targets")
-        _validation.check_samples(inputs, targets)
-        if not jnp.issubdtype(inputs.dtype, jnp.inexact) and not allow_integer_inputs:
-            raise IntegerDataError(
-                f"inputs are {inputs.dtype}",
-                "real inputs",
-                "convert them with `.astype(float)`; if the network takes indices, pass `allow_integer_inputs=True`",
-            )
-        _validation.check_finite(inputs, "inputs")
-        _validation.check_finite(targets, "targets")
-        if not memory_budget > 0:
-            raise MemoryBudgetError(
-                f"memory_budget = {memory_budget}", "a positive number of bytes", "leave it at its default, 1 GiB"
-            )
-        self.apply, self.inputs, self.loss, self.memory_budget = apply, inputs, loss, memory_budget
-        self.targets = loss.prepare(targets)
-        self.weights = None if weights is None else _validation.as_weights(weights, inputs.shape[0])
-        self.n_outputs = loss.n_outputs(self.targets)
+        self.mesh, self.memory_budget = _sharding.as_mesh(mesh), _validation.as_budget(memory_budget)
+        with _sharding.in_host_memory(self.mesh):
+            inputs, targets = _validation.as_samples(inputs, targets, allow_integer_inputs)
+            targets, n = loss.prepare(targets), inputs.shape[0]
+            rows = [inputs, targets] + ([] if weights is None else [_validation.as_weights(weights, n)])
+        self.apply, self.loss, self.n_outputs = apply, loss, loss.n_outputs(targets)
+        self._inputs, self._targets, *weighted = (_sharding.place(array, self.mesh) for array in rows)
+        self._weights = weighted[0] if weighted else None
+        self._repeated = self._inputs.shape[0] - n
 
     @classmethod
     def from_equinox(cls, model: eqx.Module, inputs: Any, targets: Any, **options: Any) -> tuple["Problem", PyTree]:
@@ -209,18 +210,37 @@ class Problem(AbstractProblem):
         apply, params = _adapters.from_torch(module)
         return cls(apply, inputs, targets, **options), params
 
+    @property
+    def inputs(self) -> Num[Array, "n ..."]:
+        """The samples as rows, (N, …)."""
+        return self._samples(self._inputs)
+
+    @property
+    def targets(self) -> Num[Array, "n ..."]:
+        """The targets, (N, …), as the loss takes them."""
+        return self._samples(self._targets)
+
+    @property
+    def weights(self) -> Float[Array, " n"] | None:
+        """The weights of the samples, (N,), or `None` if all are one."""
+        return None if self._weights is None else self._samples(self._weights)
+
+    def _samples(self, rows: Array) -> Array:
+        """Drop repeated rows. What JAX cannot hold in equal parts then lies on every device, whole."""
+        return _sharding.everywhere(rows[: self.n_samples], self.mesh) if self._repeated else rows
+
     @eqx.filter_jit
     def outputs(self, params: PyTree) -> Float[Array, "n q"]:
         """Compute the outputs of every sample, (N, Q)."""
-        outputs = jax.vmap(self.apply, in_axes=(None, 0))(params, self.inputs)
-        return outputs[:, None] if outputs.ndim == 1 else outputs
+        outputs = _sharding.each_own(Partial(_outputs, self.apply, params), self.mesh)(self._inputs)
+        return self._samples(outputs)
 
     @eqx.filter_jit
     def cost(self, params: PyTree) -> Float[Array, ""]:
         """Compute the cost C(θ) = (1/N) Σᵢ wᵢ ℓᵢ, a scalar."""
         size = self._samples_per_chunk(params)
-        if size < self.n_samples:
-            return self._sum_over_chunks(lambda chunk, new: self._part_of_cost(params, chunk, new), size)
+        if self.mesh is not None or size < self.n_samples:
+            return self._sum(_part_of_cost, params, size)
         costs = self.loss.per_sample(self.outputs(params), self.targets)
         _validation.check_sample_costs(costs, self.n_samples)
         return jnp.mean(costs if self.weights is None else self.weights * costs)
@@ -230,27 +250,22 @@ class Problem(AbstractProblem):
         """Compute C(θ) and ∇C(θ) in one pass; see `AbstractProblem.cost_and_gradient`."""
         params = trees.as_coordinates(params)
         size = self._samples_per_chunk(params)
-        if size >= self.n_samples:
+        if self.mesh is None and size >= self.n_samples:
             return super().cost_and_gradient(params)
-        part = eqx.filter_value_and_grad(self._part_of_cost)
-        cost, gradient = self._sum_over_chunks(lambda chunk, new: part(params, chunk, new), size)
+        cost, gradient = self._sum(eqx.filter_value_and_grad(_part_of_cost), params, size)
         return cost, jax.tree.map(jnp.conj, gradient)
 
     def _samples_per_chunk(self, params: PyTree) -> int:
+        """Tell how many samples each device may take at once."""
         batched = jax.vmap(self.apply, in_axes=(None, 0))
-        return _chunks.samples_per_chunk(lambda inputs: batched(params, inputs), self.inputs, self.memory_budget)
+        n, *shape = self._inputs.shape
+        own = jax.ShapeDtypeStruct((n // _sharding.count(self.mesh), *shape), self._inputs.dtype)
+        return _chunks.samples_per_chunk(lambda inputs: batched(params, inputs), own, self.memory_budget)
 
-    def _sum_over_chunks(self, term: Callable[..., Any], size: int) -> Any:
-        rows = [self.inputs, self.targets] + ([] if self.weights is None else [self.weights])
-        return _chunks.sum_over_chunks(term, rows, size)
-
-    def _part_of_cost(self, params: PyTree, chunk: Sequence[Array], new: Bool[Array, " c"]) -> Float[Array, ""]:
-        """Compute what the `new` samples of a chunk (inputs, targets, weights) contribute to the cost."""
-        inputs, targets, *weights = chunk
-        outputs = jax.vmap(self.apply, in_axes=(None, 0))(params, inputs)
-        costs = self.loss.per_sample(outputs[:, None] if outputs.ndim == 1 else outputs, targets)
-        _validation.check_sample_costs(costs, inputs.shape[0])
-        return jnp.sum(jnp.where(new, costs * weights[0] if weights else costs, 0)) / self.n_samples
+    def _sum(self, part: Callable[..., Any], params: PyTree, size: int) -> Any:
+        rows = [array for array in (self._inputs, self._targets, self._weights) if array is not None]
+        term = Partial(part, params, self.apply, self.loss, self.n_samples)
+        return _chunks.sum_over_devices(term, rows, size, self.mesh, self.n_samples)
 
     @eqx.filter_jit
     def residuals(self, params: PyTree) -> Float[Array, " m"]:
@@ -265,13 +280,13 @@ class Problem(AbstractProblem):
                 "use `problem.cost` and `problem.gradient`, which every loss has",
             )
         weights = jnp.ones(()) if self.weights is None else self.weights[:, None]
-        scaled = jnp.sqrt(weights / self.inputs.shape[0]) * (self.outputs(params) - self.targets)
+        scaled = jnp.sqrt(weights / self.n_samples) * (self.outputs(params) - self.targets)
         return scaled.reshape(-1)
 
     @property
     def n_samples(self) -> int:
         """The number N of samples."""
-        return int(self.inputs.shape[0])
+        return int(self._inputs.shape[0]) - self._repeated
 
     @property
     def n_residuals(self) -> int:
@@ -281,42 +296,45 @@ class Problem(AbstractProblem):
     def check(self, params: PyTree) -> None:
         """Check that `apply` maps these parameters and one sample to Q outputs, by abstract evaluation.
 
-        **Raises:** `ParameterError` without floating-point leaves, `NonFiniteDataError` for NaN or infinity among them,
-        `ApplyError` if `apply` fails on one sample, is written for a batch, or returns another shape.
+        **Raises:** `ParameterError` without floating-point leaves, or for some on other devices than the mesh's;
+        `NonFiniteDataError` for NaN or infinity among them; `ApplyError` if `apply` fails on one sample, is written for
+        a batch, or returns another shape.
         """
         params = trees.as_coordinates(params)
         _validation.check_parameters(params)
-        sample = jax.ShapeDtypeStruct(self.inputs.shape[1:], self.inputs.dtype)
-        shape, failure = _validation.output_shape(self.apply, params, sample)
-        if shape in ((self.n_outputs,), *(((),) if self.n_outputs == 1 else ())):
-            return
-        batch = jax.ShapeDtypeStruct(self.inputs.shape, self.inputs.dtype)
-        if _validation.output_shape(self.apply, params, batch)[0] == (self.n_samples, self.n_outputs):
-            raise ApplyError(
-                f"apply works on the whole batch {self.inputs.shape} but not on one sample {sample.shape}",
-                "an apply(params, x) for ONE sample; Fibration batches it itself",
-                "drop the batch axis in apply, or wrap it: `lambda params, x: apply(params, x[None])[0]`",
-            ) from failure
-        if failure is not None:
-            raise ApplyError(
-                f"apply raised {type(failure).__name__} on one sample of shape {sample.shape}: {failure}",
-                f"an apply(params, x) that maps one sample to {self.n_outputs} outputs",
-                "call `apply(params, inputs[0])` by hand to see the error in full",
-            ) from failure
+        _sharding.check_devices(params, self.mesh)
+        batch = jax.ShapeDtypeStruct((self.n_samples, *self._inputs.shape[1:]), self._inputs.dtype)
         hint = "pass targets with one column for each output, or change the network's last layer"
-        if isinstance(self.loss, CrossEntropy) and self.targets.ndim == 1:
+        if isinstance(self.loss, CrossEntropy) and self._targets.ndim == 1:
             hint = "pass `loss=fb.CrossEntropy(n_classes=...)` if some classes do not occur in the targets"
-        raise ApplyError(
-            f"apply maps one sample of shape {sample.shape} to {'no array' if shape is None else f'shape {shape}'}",
-            f"shape ({self.n_outputs},), the number of outputs in the targets",
-            hint,
-        )
+        _validation.check_apply(self.apply, params, batch, self.n_outputs, hint)
+
+
+def _outputs(apply: Callable[..., Any], params: PyTree, inputs: Array) -> Float[Array, "c q"]:
+    """Compute the outputs of a batch."""
+    outputs = jax.vmap(apply, in_axes=(None, 0))(params, inputs)
+    return outputs[:, None] if outputs.ndim == 1 else outputs
+
+
+def _part_of_cost(
+    params: PyTree, apply: Any, loss: AbstractLoss, n_samples: int, chunk: Sequence[Array], new: Bool[Array, " c"]
+) -> Float[Array, ""]:
+    """Compute what the `new` samples of a chunk (inputs, targets, weights) contribute to the cost."""
+    inputs, targets, *weights = chunk
+    costs = loss.per_sample(_outputs(apply, params, inputs), targets)
+    _validation.check_sample_costs(costs, inputs.shape[0])
+    return jnp.sum(jnp.where(new, costs * weights[0] if weights else costs, 0)) / n_samples
 
 
 class StackedProblem(AbstractProblem):
     """Several problems over the same parameters, with cost C = Σ_b C_b; made by `stack`."""
 
     problems: tuple[AbstractProblem, ...]
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that samples are divided over, or `None`."""
+        return next(filter(None, map(mesh_of, self.problems)), None)
 
     @eqx.filter_jit
     def outputs(self, params: PyTree) -> tuple[Any, ...]:
@@ -353,9 +371,10 @@ class StackedProblem(AbstractProblem):
 def stack(problems: Sequence[AbstractProblem]) -> StackedProblem:
     """Join blocks of residuals over the same parameters, such as a differential equation's interior and boundary.
 
-    The cost is the sum of the blocks' costs, each with its own 1/N; weigh a block by its `weights`.
+    The cost is the sum of the blocks' costs, each with its own 1/N; weigh a block by its `weights`. Blocks without a
+    mesh are evaluated whole by every device of the others' mesh.
 
-    **Raises:** `EmptyDataError` without blocks.
+    **Raises:** `EmptyDataError` without blocks, `ParameterError` for blocks on different meshes.
 
     ```python
     >>> import jax.numpy as jnp
@@ -368,4 +387,13 @@ def stack(problems: Sequence[AbstractProblem]) -> StackedProblem:
     """
     if not problems:
         raise EmptyDataError("stack was given no problems", "at least one problem", "pass a list of problems")
+    if len(meshes := set(filter(None, map(mesh_of, problems)))) > 1:
+        raise ParameterError(
+            f"blocks on {len(meshes)} different meshes", "one mesh", "make the blocks with one `mesh=`"
+        )
     return StackedProblem(tuple(problems))
+
+
+def mesh_of(problem: AbstractProblem) -> Mesh | None:
+    """Give the mesh that a problem's samples are divided over, or `None`."""
+    return getattr(problem, "mesh", None)

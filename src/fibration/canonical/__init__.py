@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ._basis import Basis
 from ._breakpoints import breakpoints
 from ._certificate import LazyCertificate, lazy_certificate
-from ._coordinates import Resolved, coordinates, fit, resolve
+from ._coordinates import Resolved, coordinates, resolve
 from ._counterexamples import arctan, spiral
 from ._disparity import disparity, disparity_operator
 from ._experiments import convexity, relu_singularity, settling_times, singularity_probability, speeds
@@ -15,6 +15,7 @@ from ._plots import frequency_plot, landscape_plots, singularity_plot, spectrum_
 from ._projected import projected_cost, projected_gradient, stall_index
 from ._quadrature import AbstractRule, LatticeRule, PiecewiseRule, ProductRule, quadrature
 from ._rank_report import RankReport, Spectrum, rank_report
+from ._scattered import fit
 from ._structure import Unit
 
 if TYPE_CHECKING:

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from .. import _validation
-from ..errors import ParameterError, ShapeError
+from ..errors import NonFiniteDataError, ParameterError, ShapeError
 from ..trees import is_traced
-from ._indices import index_set, signed
+from ._arguments import as_count, as_theta
+from ._indices import INDEX_SETS, index_set, signed
 
 KINDS = ("cosine", "fourier")
 # Inputs may leave the box by so much of its side: they come from files, in decimals.
@@ -61,28 +62,15 @@ class Basis(eqx.Module):
     kind: str = eqx.field(static=True)
     index_set: str = eqx.field(static=True)
 
-    def __init__(self, box: Any, degree: int, kind: str = "cosine", index_set: str = "box") -> None:
+    def __init__(self, box: Any, degree: Any, kind: Any = "cosine", index_set: Any = "box") -> None:
         _validation.check_name("kind", kind, KINDS)
-        bounds = np.asarray(_validation.as_array(box, "box"), dtype=float)
-        if bounds.ndim == 0 or bounds.shape[-1] != 2 or bounds.size == 0:
-            raise ShapeError(
-                f"the box has shape {bounds.shape}",
-                "a lower and an upper bound for each input, shape (…, 2)",
-                "pass `box=[(low, high), …]`, one pair for each input, or `(low, high)` for scalar inputs",
-            )
-        _validation.check_finite(bounds, "box")
+        _validation.check_name("index_set", index_set, INDEX_SETS)
+        bounds, degree = _bounds(box), as_count("degree", degree, 0)
         flat = bounds.reshape(-1, 2)
-        if not np.all(flat[:, 0] < flat[:, 1]):
-            axis = int(np.argmin(flat[:, 1] - flat[:, 0]))
-            raise ParameterError(
-                f"the box's side {axis} is {tuple(flat[axis].tolist())}",
-                "a lower bound below the upper one",
-                "drop inputs that are constant, or give them a side of the size that matters",
-            )
-        _indices(index_set, len(flat), degree, kind)  # says what is wrong with them
+        _indices(index_set, len(flat), degree, kind)  # says so if they are too many
         self.low, self.high = tuple(flat[:, 0].tolist()), tuple(flat[:, 1].tolist())
         self.shape = bounds.shape[:-1]
-        self.degree, self.kind, self.index_set = int(degree), kind, index_set
+        self.degree, self.kind, self.index_set = degree, kind, index_set
 
     @property
     def indices(self) -> Int[np.ndarray, "K d"]:
@@ -157,21 +145,73 @@ class Basis(eqx.Module):
             values = values * modes(distinct, self.kind, u[:, axis])[:, place.reshape(-1)]
         return values
 
-    def synthesise(self, theta: Float[Array, "K Q"], x: Any) -> Float[Array, "n Q"]:
-        """Evaluate f_θ(x) = Σ_k θ_k e_k(x)."""
+    def synthesise(self, theta: Any, x: Any) -> Float[Array, "n ..."]:
+        """Evaluate f_θ(x) = Σ_k θ_k e_k(x), (n, Q), or (n,) for θ of shape (K,).
+
+        **Raises:** `ShapeError`, `ParameterError`.
+        """
+        theta = as_theta(theta, self.size)
         return self.evaluate(x) @ theta
 
-    def energy(self, theta: Float[Array, "K Q"]) -> Float[Array, " R"]:
-        """Sum |θ_k|² over each shell of total degree; all shells together are ∫|f_θ|² dμ (Parseval)."""
-        degrees = jnp.asarray(self.total_degrees)
+    def energy(self, theta: Any) -> Float[Array, " R"]:
+        """Sum |θ_k|² over each shell of total degree; all shells together are ∫|f_θ|² dμ (Parseval).
+
+        **Raises:** `ShapeError`, `ParameterError`.
+        """
+        theta, degrees = as_theta(theta, self.size), jnp.asarray(self.total_degrees)
         squares = jnp.sum(theta.reshape(self.size, -1) ** 2, axis=1)
         return jnp.zeros(int(self.total_degrees.max()) + 1, theta.dtype).at[degrees].add(squares)
+
+
+def check_basis(basis: Any) -> Basis:
+    """Check that what is passed as a basis is one, or raise `ParameterError`."""
+    if isinstance(basis, Basis):
+        return basis
+    raise ParameterError(f"basis is {basis!r}", "an `fb.canonical.Basis`", "pass `fb.canonical.Basis(box, degree)`")
+
+
+def _bounds(box: Any) -> Float[np.ndarray, "... 2"]:
+    """Turn a box into lower and upper bounds.
+
+    **Raises:** `ShapeError`, `NonFiniteDataError`, `ParameterError`.
+    """
+    needed, fix = (
+        "a lower and an upper bound for each input, shape (…, 2)",
+        "pass `box=[(low, high), …]`, one pair for each input, or `(low, high)` for scalar inputs",
+    )
+    try:
+        given = np.asarray(box)
+        if np.iscomplexobj(given) or given.dtype.kind in "SUmM":
+            raise TypeError(f"its entries are {given.dtype}, not real numbers")
+        bounds = given.astype(float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ShapeError(f"the box is no array of real numbers: {error}", needed, fix) from error
+    if bounds.ndim == 0 or bounds.shape[-1] != 2 or bounds.size == 0:
+        raise ShapeError(f"the box has shape {bounds.shape}", needed, fix)
+    flat = bounds.reshape(-1, 2)
+    with np.errstate(all="ignore"):
+        sides = flat[:, 1] - flat[:, 0]
+    if not np.all(np.isfinite(sides)):
+        axis = int(np.argmin(np.isfinite(sides)))
+        raise NonFiniteDataError(
+            f"the box's side {axis} is {tuple(flat[axis].tolist())}",
+            "bounds whose difference is finite",
+            "pass the range that the inputs of your data have",
+        )
+    if not np.all(sides > 0):
+        axis = int(np.argmin(sides))
+        raise ParameterError(
+            f"the box's side {axis} is {tuple(flat[axis].tolist())}",
+            "a lower bound below the upper one",
+            "drop inputs that are constant, or give them a side of the size that matters",
+        )
+    return bounds
 
 
 @functools.lru_cache(maxsize=64)
 def _indices(name: str, dimension: int, degree: int, kind: str) -> Int[np.ndarray, "K d"]:
     indices = index_set(name, dimension, degree)
-    indices = indices if kind == "cosine" else signed(indices)
+    indices = indices if kind == "cosine" else signed(indices, name)
     indices.flags.writeable = False  # it is shared
     return indices
 

@@ -1,5 +1,6 @@
 """Canonical coordinates: the coefficients of the network's function, with a check of the quadrature."""
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +12,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import _chunks, _validation, trees
-from ..errors import ApplyError, NonFiniteDataError, ParameterError, ResolutionWarning, ShapeError
+from ..errors import ApplyError, ParameterError, ResolutionWarning
 from ..trees import PyTree
-from ._basis import Basis
+from ._arguments import as_count, as_positive, concrete, epsilon
+from ._basis import Basis, check_basis
 from ._breakpoints import breakpoints
-from ._quadrature import AbstractRule, LatticeRule, PiecewiseRule, ProductRule, quadrature
+from ._norms import length
+from ._quadrature import AbstractRule, LatticeRule, PiecewiseRule, ProductRule, aliasing, quadrature
 
 # A rule is refined until doubling it changes no coefficient by more than this, in units of their norm, or …
 _TOLERANCE = 1e-10
@@ -24,19 +27,24 @@ _MOST = 2**17
 # A last change above this part of |θ| is warned of: a lattice converges slowly.
 _POOR: dict[type, float] = {ProductRule: 1e-8, PiecewiseRule: 1e-8, LatticeRule: 1e-3}
 _BUDGET = 2**30
+# Numbers of kinks are made multiples of this, so that a network whose kinks come and go is not compiled for each.
+_KINKS = 8
 
 
-def coordinates(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule | None = None) -> Float[Array, "K Q"]:
+@concrete
+def coordinates(apply: Any, params: PyTree, basis: Any, *, rule: Any = None) -> Float[Array, "K Q"]:
     """Compute the canonical coordinates θ_k(w) = ⟨f_w, e_k⟩ of the function of these parameters, (K, Q).
 
     **Arguments:**
 
     - `apply`: `apply(params, x)` maps ONE sample, of the basis's shape, to (Q,), or () for Q = 1.
     - `rule`: from `quadrature`. By default it is found by `resolve`: Gauss between the kinks for a function of one
-      input, and a rule that is doubled until the coefficients stand still.
+      input, and a rule that is doubled until the coefficients stand still. A rule of your own is not doubled: it is
+      asked only whether the basis's modes are orthonormal under it. Under `jit`, `grad` and `vmap` a rule is needed.
 
     **Raises:** `ApplyError`, `ParameterError`, `NonFiniteDataError`. Warns with `ResolutionWarning` if the
-    coefficients are not resolved, and where a Fourier basis meets a function that is not periodic.
+    coefficients are not resolved, if modes are not orthonormal under the rule, to 1e-8, and where a Fourier basis meets
+    a function that is not periodic.
 
     Costs one forward pass at the rule's nodes, in chunks of 1 GiB, and one transform.
 
@@ -65,16 +73,20 @@ class Resolved(eqx.Module):
     change: float = eqx.field(static=True)
 
 
-def resolve(apply: Any, params: PyTree, basis: Basis, *, tolerance: float = _TOLERANCE, most: int = _MOST) -> Resolved:
+@concrete
+def resolve(apply: Any, params: PyTree, basis: Any, *, tolerance: Any = _TOLERANCE, most: Any = _MOST) -> Resolved:
     """Compute the coordinates with a rule that is doubled until they change by less than tolerance·|θ|.
 
     The tangent function along one random direction of the parameters is watched too, so that the rule also serves the
     disparity matrix, whose rows are those of derivatives.
 
-    **Arguments:** `most`: nodes beyond which it is given up, with a `ResolutionWarning` that says the last change.
+    **Arguments:** `most`: nodes beyond which it is given up. A `ResolutionWarning` says the last change if it is above
+    1e-8·|θ| and the tolerance, or for a lattice, which converges slowly, above 1e-3·|θ|.
 
     **Returns:** `Resolved`: `theta`, `rule`, `change`. The change is that of the coarser rule: the error of `theta` is
-    smaller if they converge.
+    smaller if they converge. A lattice of the default size often leaves 1e-4·|θ|: look at the change.
+
+    **Raises:** `ApplyError`, `ParameterError`, `NonFiniteDataError`.
 
     ```python
     >>> import jax.numpy as jnp
@@ -86,32 +98,56 @@ def resolve(apply: Any, params: PyTree, basis: Basis, *, tolerance: float = _TOL
 
     ```
     """
-    params = check(apply, params, basis)
-    kinks = breakpoints(apply, params, basis) if basis.dimension == 1 and basis.kind == "cosine" else None
-    rule = quadrature(basis, breakpoints=kinks if kinks is not None and len(kinks) else None)
+    return _resolve(
+        apply, check(apply, params, basis), basis, as_positive("tolerance", tolerance), as_count("most", most)
+    )
+
+
+def _resolve(apply: Any, params: PyTree, basis: Basis, tolerance: float = _TOLERANCE, most: int = _MOST) -> Resolved:
+    rule = _first_rule(apply, params, basis)
     if basis.kind == "fourier":
         _check_periodic(apply, params, basis)
     both = _WithTangent(apply, _direction(params))
-    eps = float(jnp.finfo(jnp.result_type(float)).eps)
-    level, found = max(tolerance, 100 * eps), np.asarray(_coordinates(both, params, rule))
-    change, size, finer = np.inf, float(np.linalg.norm(found)), rule.refined()
+    found = np.asarray(_coordinates(both, params, rule))
+    level = max(tolerance, 100 * epsilon(found))
+    change, size, finer = np.inf, float(length(jnp.asarray(found))), rule.refined()
     while finer is not None and np.isfinite(size):
         rule, before = finer, found
         found = np.asarray(_coordinates(both, params, rule))
-        change, size = float(np.abs(found - before).max(initial=0)), float(np.linalg.norm(found))
+        change, size = float(np.abs(found - before).max(initial=0)), float(length(jnp.asarray(found)))
         finer = rule.refined()
         if change <= level * size or (finer is not None and finer.size > most):
             break
     _validation.check_finite(found, "coordinates")
-    if change > max(level, _POOR[type(rule)]) * size:
-        warnings.warn(
+    # What is computed in float32 on the way moves by its rounding.
+    if change > max(level, _POOR[type(rule)], 100 * epsilon(params)) * size:
+        _warn(
             f"the coefficients are under-resolved: the last doubling, to {rule.size} nodes, changed them by "
-            f"{change:.1e}. Kinks or steep units need more nodes: pass a `rule` from `quadrature`, or a larger `most`",
-            ResolutionWarning,
-            stacklevel=3,
+            f"{change:.1e}. Kinks or steep units need more nodes: pass a `rule` from `quadrature`, or a larger `most`"
         )
+    _warn_of_aliasing(rule)
     q = found.shape[1] // 2
     return Resolved(jnp.asarray(found[:, :q]), rule, change)
+
+
+def _first_rule(apply: Any, params: PyTree, basis: Basis) -> AbstractRule:
+    """Make the rule to begin with: between the kinks of a function of one input, if it has any."""
+    kinks = breakpoints(apply, params, basis) if basis.dimension == 1 and basis.kind == "cosine" else []
+    rule = quadrature(basis, breakpoints=kinks if len(kinks) else None)
+    if not isinstance(rule, PiecewiseRule):
+        return rule
+    added = jnp.ones(-len(rule.cuts) % _KINKS, rule.cuts.dtype)  # pieces without length
+    return PiecewiseRule(basis, jnp.concatenate([rule.cuts, added]), rule.n)
+
+
+def _warn_of_aliasing(rule: AbstractRule) -> None:
+    reason = aliasing(rule)
+    if reason is not None:
+        _warn(f"the modes are not orthonormal under the rule: {reason}. Take more nodes or fewer modes")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ResolutionWarning, stacklevel=6)
 
 
 class _WithTangent(eqx.Module):
@@ -130,8 +166,10 @@ class _WithTangent(eqx.Module):
 
 
 def _direction(params: PyTree) -> PyTree:
-    drawn = trees.random_like(jax.random.key(7), eqx.filter(params, eqx.is_inexact_array))
-    return trees.scale(1 / trees.norm(drawn), drawn)
+    rng = np.random.default_rng(7)
+    state = eqx.filter(params, eqx.is_inexact_array)
+    scale = 1 / math.sqrt(trees.size(state))
+    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), state)
 
 
 @eqx.filter_jit
@@ -148,18 +186,19 @@ def values_at(apply: Any, params: PyTree, samples: Float[Array, "G ..."]) -> Flo
     return jax.lax.map(lambda x: jnp.atleast_1d(apply(params, x)), samples, batch_size=size)
 
 
-def check(apply: Any, params: PyTree, basis: Basis) -> PyTree:
+def check(apply: Any, params: PyTree, basis: Any) -> PyTree:
     """Check parameters and the function on one sample of the box; return the parameters as arrays.
 
     **Raises:** `ApplyError`, `ParameterError`, `NonFiniteDataError`.
     """
+    check_basis(basis)
     if not callable(apply):
         raise ApplyError(f"apply is {type(apply).__name__}", "a function apply(params, x)", "pass the function first")
     params = trees.as_coordinates(params)
     _validation.check_parameters(params)
     sample = jax.ShapeDtypeStruct(basis.shape, jnp.result_type(float))
     shape, failure = _validation.output_shape(apply, params, sample)
-    if failure is not None or shape is None or len(shape) > 1:
+    if failure is not None or shape is None or len(shape) > 1 or 0 in shape:
         reason = f"raised {type(failure).__name__}: {failure}" if failure is not None else f"returned shape {shape}"
         raise ApplyError(
             f"apply, on one sample of the box's shape {basis.shape}, {reason}",
@@ -169,15 +208,18 @@ def check(apply: Any, params: PyTree, basis: Basis) -> PyTree:
     return params
 
 
-def prepared(apply: Any, params: PyTree, basis: Basis, rule: AbstractRule | None) -> tuple[PyTree, AbstractRule]:
+def prepared(apply: Any, params: PyTree, basis: Any, rule: Any) -> tuple[PyTree, AbstractRule]:
     """Check parameters, function and rule; without a rule find one."""
     params = check(apply, params, basis)
     if rule is None:
-        return params, resolve(apply, params, basis).rule
+        return params, _resolve(apply, params, basis).rule
+    if not isinstance(rule, AbstractRule):
+        raise ParameterError(f"rule is {rule!r}", "a rule from `fb.canonical.quadrature`", "or leave it out")
     if rule.basis is not basis and not bool(eqx.tree_equal(rule.basis, basis)):
         raise ParameterError(
             "the rule was made for another basis", "a rule for this one", "pass `quadrature(basis, …)` of this basis"
         )
+    _warn_of_aliasing(rule)
     return params, rule
 
 
@@ -192,47 +234,8 @@ def _check_periodic(apply: Any, params: PyTree, basis: Basis) -> None:
         first, last = (np.asarray(values_at(apply, params, basis.from_unit(jnp.asarray(end)))) for end in ends)
         jump = float(np.abs(first - last).max())
         if jump > 1e-6 * spread:
-            warnings.warn(
+            _warn(
                 f"the function jumps by {jump:.2g} where input {axis} wraps round the box: its Fourier coefficients "
-                'fall like 1/k only, and a grid finds them to O(1/n). Pass kind="cosine"',
-                ResolutionWarning,
-                stacklevel=4,
+                'fall like 1/k only, and a grid finds them to O(1/n). Pass kind="cosine"'
             )
             return
-
-
-def fit(basis: Basis, inputs: Any, values: Any) -> tuple[Float[Array, "K Q"], float]:
-    """Find the coordinates of a function known at scattered samples only, by least squares: θ = E⁺ f(X).
-
-    **Arguments:** `inputs` (N, …) in the box; `values` (N, Q) or (N,).
-
-    **Returns:** `(theta, condition)`: (K, Q), of least norm where the samples leave it open, and σ_max/σ_min of
-    E = `basis.evaluate(inputs)`. The modes are not orthonormal at scattered samples: a large condition means that θ is
-    not determined by them, and infinity that it is not at all.
-
-    **Raises:** `ShapeError`, `ParameterError`, `NonFiniteDataError`.
-
-    ```python
-    >>> import numpy as np
-    >>> import fibration as fb
-    >>> basis = fb.canonical.Basis(box=(0, 1), degree=2)
-    >>> x = np.array([0.0, 0.2, 0.5, 0.9])
-    >>> theta, condition = fb.canonical.fit(basis, x, np.cos(2 * np.pi * x))
-    >>> theta.ravel().round(3) + 0.0, condition < 3
-    (Array([0.   , 0.   , 0.707], dtype=float...), True)
-
-    ```
-    """
-    matrix = basis.evaluate(inputs)
-    values = _validation.as_array(values, "values")
-    columns = values[:, None] if values.ndim == 1 else values
-    if columns.ndim != 2 or len(columns) != len(matrix):
-        raise ShapeError(
-            f"values have shape {values.shape}", f"one row for each of {len(matrix)} samples", "pass (N, Q) or (N,)"
-        )
-    _validation.check_finite(values, "values")
-    theta, _, _, sigma = jnp.linalg.lstsq(matrix, columns.astype(matrix.dtype))
-    least = float(sigma[-1]) if len(matrix) >= basis.size else 0.0
-    if not bool(jnp.all(jnp.isfinite(theta))):
-        raise NonFiniteDataError("the least squares overflowed", "values of moderate size", "rescale the values")
-    return theta, float(sigma[0]) / least if least > 0 else float("inf")

@@ -14,15 +14,18 @@ from jaxtyping import Array, Float
 from .. import trees
 from ..errors import MemoryBudgetError
 from ..trees import PyTree
-from ._basis import Basis
+from ._arguments import concrete
 from ._coordinates import prepared, values_at
+from ._norms import length, unit
 from ._quadrature import AbstractRule
 
-# Bytes of the per-sample gradients of one chunk of nodes.
-_CHUNK = 2**27
+# Bytes of the per-sample gradients of one chunk of nodes, and the most nodes of a chunk: XLA's gradients of a
+# convolution's kernel for c samples, each on its own, take memory that grows like c².
+_CHUNK, _NODES = 2**27, 1024
 
 
-def disparity(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule | None = None) -> Float[Array, "M KQ"]:
+@concrete
+def disparity(apply: Any, params: PyTree, basis: Any, *, rule: Any = None) -> Float[Array, "M KQ"]:
     """Compute the disparity matrix H(w), H[j, (k, o)] = ∂θ_{k,o}/∂w_j = ⟨∂f_{w,o}/∂w_j, e_k⟩.
 
     **Arguments:** as in `coordinates`.
@@ -33,9 +36,9 @@ def disparity(apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule | 
 
     **Raises:** `ApplyError`, `ParameterError`, `NonFiniteDataError`, `MemoryBudgetError` if H would take over 16 GiB.
 
-    The per-sample gradients of a chunk of nodes are multiplied into H, and no Jacobian of all nodes is held: M·K·Q
-    numbers, and about as many once more for a moment, and 128 MiB for a chunk. 2·G·M·K·Q operations and G backward
-    passes for each output, G the number of nodes.
+    G backward passes for each output, G the number of nodes. If all their gradients fit 128 MiB they are transformed
+    like the coordinates. Else those of a chunk of nodes are multiplied into H, and no Jacobian of all nodes is held:
+    M·K·Q numbers, and about as many once more for a moment, and 128 MiB for a chunk; 2·G·M·K·Q operations.
 
     **Source:** Jiang, arXiv 1903.02140, in the orientation without a transpose.
 
@@ -69,10 +72,13 @@ def _disparity(apply: Any, params: PyTree, rule: AbstractRule) -> Float[Array, "
         raise MemoryBudgetError(
             f"H has {m} rows and {k}·{q} columns", "at most 16 GiB", "use `disparity_operator`, or fewer modes"
         )
-    size = max(1, min(g, _CHUNK // (m * q * flat.dtype.itemsize)))
+    size = max(1, min(g, _NODES, _CHUNK // (m * q * flat.dtype.itemsize)))
     count = math.ceil(g / size)
     size = math.ceil(g / count)
     rows = jax.jacrev(outputs) if q <= m else jax.jacfwd(outputs)
+    if g * m * q * flat.dtype.itemsize <= _CHUNK:
+        gradients = jax.lax.map(lambda x: rows(flat, x), samples, batch_size=size)
+        return jnp.moveaxis(rule.analyse(gradients.reshape(g, q * m)).reshape(k, q, m), 2, 0).reshape(m, k * q)
     nodes, weights = jnp.asarray(rule.nodes), jnp.asarray(rule.weights)
 
     def step(total: Array, number: Array) -> tuple[Array, None]:
@@ -89,9 +95,8 @@ def _disparity(apply: Any, params: PyTree, rule: AbstractRule) -> Float[Array, "
     return jnp.moveaxis(total, 0, 2).reshape(m, k * q)
 
 
-def disparity_operator(
-    apply: Any, params: PyTree, basis: Basis, *, rule: AbstractRule | None = None
-) -> lineax.AbstractLinearOperator:
+@concrete
+def disparity_operator(apply: Any, params: PyTree, basis: Any, *, rule: Any = None) -> lineax.AbstractLinearOperator:
     """Make the disparity matrix a matrix-free `lineax` operator, from (K, Q) to pytrees like the parameters.
 
     **Returns:** an operator whose `mv(g)` is H g, one backward pass over the nodes, and whose `transpose().mv(v)` is
@@ -135,8 +140,7 @@ def pushforward(apply: Any, params: PyTree, rule: AbstractRule) -> Callable[[PyT
 def largest_singular_value(forward: Callable[[PyTree], Array], state: PyTree, *, iterations: int = 60) -> Array:
     """Estimate σ_max(H) by power iterations on HHᵀ, stopped when they gain less than 1e-6; a lower bound."""
     back = jax.linear_transpose(forward, state)
-    start = trees.random_like(jax.random.key(3), state)
-    start = trees.scale(1 / trees.norm(start), start)
+    start = unit(trees.random_like(jax.random.key(3), state))
 
     def unfinished(carry: tuple[Any, ...]) -> Array:
         _, sigma, before, count = carry
@@ -145,11 +149,7 @@ def largest_singular_value(forward: Callable[[PyTree], Array], state: PyTree, *,
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         vector, sigma, _, count = carry
         theta = forward(vector)
-        following = jnp.linalg.norm(theta)
-        image = back(theta)[0]
-        size = trees.norm(image)
-        unit = trees.scale(1 / jnp.where(size > 0, size, 1), image)
-        return unit, following, sigma, count + 1
+        return unit(back(unit(theta))[0]), length(theta), sigma, count + 1
 
-    zero = jnp.zeros((), trees.norm(start).dtype)
+    zero = jnp.zeros((), length(forward(start)).dtype)
     return jax.lax.while_loop(unfinished, step, (start, zero, zero, jnp.zeros((), int)))[1]

@@ -14,12 +14,15 @@ from jaxtyping import Float
 
 from ..errors import MemoryBudgetError, ParameterError, PrecisionError
 from ..trees import PyTree
+from ._arguments import as_count, concrete
 from ._basis import Basis
 from ._coordinates import check
 from ._program import run
 
 # Singular values of larger matrices take minutes in such arithmetic.
 _MOST = 40
+# Digits of float64, and what doubling the nodes may change, in units of σ_max: more is no better than float64.
+_LEAST_DIGITS, _UNRESOLVED = 16, 1e-8
 
 
 @dataclass(frozen=True)
@@ -27,33 +30,43 @@ class ExactSpectrum:
     """Singular values of H, descending, computed with `digits` decimal digits; `uncertainty`: of each of them.
 
     The uncertainty is what doubling the number of nodes changed in H (Frobenius norm): it bounds, by Weyl's
-    inequality, the change of every singular value.
+    inequality, the change of every singular value. `needed`: the rank that is asked for, the number K of modes.
     """
 
     singular_values: Float[np.ndarray, " r"]
     uncertainty: float
     digits: int
+    needed: int
+
+    @property
+    def sigma_min(self) -> float:
+        """Singular value number `needed`, 0 if there are fewer."""
+        return float(self.singular_values[self.needed - 1]) if len(self.singular_values) >= self.needed else 0.0
 
     @property
     def singular(self) -> bool:
-        """Whether the least singular value cannot be told from zero."""
-        return bool(self.singular_values[-1] <= 10 * self.uncertainty)
+        """Whether `sigma_min` cannot be told from zero: H has less than full column rank."""
+        return self.sigma_min <= 10 * self.uncertainty
 
     def __str__(self) -> str:
-        least = float(self.singular_values[-1])
+        least = self.sigma_min
+        if len(self.singular_values) < self.needed:
+            return f"σ_min = 0: singular, with {self.needed} modes for {len(self.singular_values)} parameters"
         if self.singular:
             return f"σ_min ≤ {least + self.uncertainty:.1e} in {self.digits} digits: singular, as far as they tell"
         return f"σ_min = {least:.2e} ± {self.uncertainty:.0e} in {self.digits} digits: not singular"
 
 
-def exact_spectrum(apply: Any, params: PyTree, basis: Basis, *, digits: int = 60, nodes: int = 96) -> ExactSpectrum:
+@concrete
+def exact_spectrum(apply: Any, params: PyTree, basis: Any, *, digits: Any = 60, nodes: Any = 96) -> ExactSpectrum:
     """Compute the singular values of the disparity matrix with so many decimal digits (mpmath).
 
-    **Arguments:** `params`: taken as exact numbers; `nodes`: of Gauss–Legendre, compared with twice as many.
+    **Arguments:** `params`: taken as exact numbers; `digits`: at least 16, float64's; `nodes`: of Gauss–Legendre,
+    compared with twice as many.
 
     **Raises:** `ParameterError` for more than one input, more than one output, or another basis than "cosine";
     `MemoryBudgetError` beyond 40 parameters or modes; `PrecisionError` for an operation without a counterpart in
-    mpmath.
+    mpmath, one that has no real value, and if doubling the nodes changes H by more than 1e-8·σ_max, as at kinks.
 
     The program of the network's gradient is run on numbers of mpmath. A minute for the largest size.
 
@@ -68,6 +81,7 @@ def exact_spectrum(apply: Any, params: PyTree, basis: Basis, *, digits: int = 60
     ```
     """
     params = check(apply, params, basis)
+    digits, nodes = as_count("digits", digits, _LEAST_DIGITS), as_count("nodes", nodes)
     if basis.dimension != 1 or basis.kind != "cosine":
         raise ParameterError(
             f"a {basis.kind} basis of {basis.dimension} inputs", "a cosine basis of one input", "use `rank_report`"
@@ -95,8 +109,14 @@ def exact_spectrum(apply: Any, params: PyTree, basis: Basis, *, digits: int = 60
         fine = _disparity(program, vector, basis, 2 * nodes)
         sigma = mpmath.svd_r(mpmath.matrix(fine.tolist()), compute_uv=False)
         change = mpmath.sqrt(sum(entry**2 for entry in (fine - coarse).ravel()))
+        if change > _UNRESOLVED * sigma[0]:
+            raise PrecisionError(
+                f"doubling the number of nodes, {nodes}, changed H by {float(change / sigma[0]):.0e}·σ_max",
+                "a smooth function, and nodes that resolve it",
+                "pass more `nodes`; of a function with kinks go by the float64 report",
+            )
         rounding = mpmath.mpf(10) ** (3 - digits) * sigma[0]
-        return ExactSpectrum(np.array([float(s) for s in sigma]), float(change + rounding), digits)
+        return ExactSpectrum(np.array([float(s) for s in sigma]), float(change + rounding), digits, basis.size)
 
 
 def _disparity(program: Any, vector: np.ndarray, basis: Basis, nodes: int) -> np.ndarray:
@@ -106,6 +126,10 @@ def _disparity(program: Any, vector: np.ndarray, basis: Basis, nodes: int) -> np
     for point, weight in zip(points, weights, strict=True):
         x = np.array([low + side * point], dtype=object)
         row = run(program.jaxpr, program.consts, [vector, x], _evaluate, _constant)[0]
+        if any(isinstance(entry, mpmath.mpc) for entry in row):
+            raise PrecisionError(
+                "the gradient is complex", "a real one", "keep logarithms and roots to positive numbers"
+            )
         table = [
             mpmath.sqrt(2) * mpmath.cos(mpmath.pi * int(k) * point) if k else mpmath.mpf(1) for k in basis.indices[:, 0]
         ]
@@ -152,6 +176,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pow": _each(mpmath.power),
     "sign": _each(mpmath.sign),
     "abs": lambda a, **_: abs(a),
+    "max": _each(max),
+    "min": _each(min),
     "copy": lambda a, **_: a,
     "copy_p": lambda a, **_: a,
     "stop_gradient": lambda a, **_: a,
@@ -165,7 +191,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "concatenate": lambda *parts, dimension, **_: np.concatenate(parts, axis=dimension),
     **{
         name: _each(getattr(mpmath, name))
-        for name in ("tanh", "sin", "cos", "exp", "log", "sqrt", "erf", "sinh", "cosh")
+        for names in (
+            ("tanh", "sinh", "cosh", "asinh", "sin", "cos", "tan", "atan", "atan2"),
+            ("exp", "expm1", "log", "log1p", "sqrt", "cbrt", "erf", "erfc"),
+        )
+        for name in names
     },
     **{
         name: (lambda a, b, test=test, **_: np.vectorize(lambda p, q: bool(test(p, q)), otypes=[bool])(a, b))
@@ -233,14 +263,28 @@ def _evaluate(equation: Any, operands: list[np.ndarray]) -> list[np.ndarray]:
     """Compute an operation on arrays of numbers of mpmath."""
     name = equation.primitive.name
     try:
-        found = _FUNCTIONS[name](*operands, **equation.params)
-    except (KeyError, NotImplementedError) as error:
+        function = _FUNCTIONS[name]
+    except KeyError as error:
+        raise _no_counterpart(name) from error
+    try:
+        found = function(*operands, **equation.params)
+    except NotImplementedError as error:
+        raise _no_counterpart(name) from error
+    except (ArithmeticError, TypeError, ValueError) as error:  # a division by zero, or a root that is complex
         raise PrecisionError(
-            f"the network's gradient uses {name!r}",
-            "operations that mpmath can follow: dense layers with smooth activations",
-            "go by the float64 report",
+            f"{name!r} has no real value on the way to the network's gradient: {error}",
+            "a gradient that exists at all nodes",
+            "move the parameters off this point, or go by the float64 report",
         ) from error
     return [np.asarray(part) for part in (found if equation.primitive.multiple_results else [found])]
+
+
+def _no_counterpart(name: str) -> PrecisionError:
+    return PrecisionError(
+        f"the network's gradient uses {name!r}",
+        "operations that mpmath can follow: dense layers with smooth activations",
+        "go by the float64 report",
+    )
 
 
 def _constant(value: Any) -> np.ndarray:

@@ -1,12 +1,11 @@
 """Sets of multi-indices: which products of one-dimensional modes a basis holds."""
 
-import math
-
 import numpy as np
 from jaxtyping import Int
 
 from .. import _validation
-from ..errors import MemoryBudgetError, ParameterError
+from ..errors import MemoryBudgetError
+from ._arguments import as_count
 
 INDEX_SETS = ("box", "l1", "ball", "hc")
 # More modes than this are refused: their products with anything would not fit either.
@@ -22,36 +21,50 @@ def index_set(name: str, dimension: int, degree: int) -> Int[np.ndarray, "K d"]:
     **Raises:** `UnknownNameError`, `ParameterError`, `MemoryBudgetError` beyond 10⁷ indices.
     """
     _validation.check_name("index_set", name, INDEX_SETS)
-    if dimension < 1 or degree < 0 or degree != int(degree):
-        raise ParameterError(
-            f"dimension = {dimension}, degree = {degree}", "a dimension of at least 1, a degree ≥ 0", "pass integers"
-        )
-    # What an index has used up of the degree, and what one more entry adds: axis by axis, nothing outside is made.
-    start, room, weigh = {
-        "box": (0, degree, np.maximum),
-        "l1": (0, degree, lambda used, k: used + k),
-        "ball": (0, degree**2, lambda used, k: used + k * k),
-        "hc": (1, degree, lambda used, k: used * np.maximum(1, k)),
-    }[name]
+    dimension, degree = as_count("dimension", dimension), as_count("degree", degree, 0)
     if degree == 0:
         return np.zeros((1, dimension), int)
-    entries = np.arange(degree + 1)
+    _check_number(degree + 1, name, dimension, degree)
+    # What an index has used up of the degree, the largest entry that still fits, and what an entry adds.
+    start, largest, weigh = {
+        "box": (0, lambda used: np.full_like(used, degree), np.maximum),
+        "l1": (0, lambda used: degree - used, np.add),
+        "ball": (0, lambda used: _root(degree**2 - used), lambda used, k: used + k * k),
+        "hc": (1, lambda used: degree // used, lambda used, k: used * np.maximum(1, k)),
+    }[name]
     indices, used = np.zeros((1, 0), int), np.full(1, start)
     for _ in range(dimension):
-        if len(indices) * math.ceil(math.sqrt(degree + 1)) > _MOST:
-            raise MemoryBudgetError(
-                f"index_set={name!r} with degree {degree} in {dimension} dimensions",
-                f"at most {_MOST} modes",
-                'lower the degree, or pass index_set="hc" or "l1"',
-            )
-        sums = weigh(used[:, None], entries[None])
-        rows, columns = np.nonzero(sums <= room)
-        indices, used = np.column_stack([indices[rows], entries[columns]]), sums[rows, columns]
+        counts = largest(used) + 1
+        total = int(counts.sum(dtype=float))
+        _check_number(total, name, dimension, degree)
+        entries = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
+        indices = np.column_stack([np.repeat(indices, counts, axis=0), entries])
+        used = weigh(np.repeat(used, counts), entries)
     return indices[np.lexsort([*indices.T[::-1], indices.sum(axis=1)])]
 
 
-def signed(indices: Int[np.ndarray, "K d"]) -> Int[np.ndarray, "S d"]:
-    """Give every non-zero entry both signs: −k stands for the sine of frequency k."""
+def _root(squares: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Compute the integer part of the square roots."""
+    root = np.sqrt(squares).astype(int)
+    return root - (root * root > squares) + ((root + 1) * (root + 1) <= squares)
+
+
+def _check_number(count: int | float, name: str, dimension: int, degree: int) -> None:
+    if count > _MOST:
+        raise MemoryBudgetError(
+            f"index_set={name!r} with degree {degree} in {dimension} dimensions has more than {_MOST} indices",
+            f"at most {_MOST} modes",
+            "lower the degree" + (', or pass index_set="hc" or "l1"' if dimension > 1 else ""),
+        )
+
+
+def signed(indices: Int[np.ndarray, "K d"], name: str) -> Int[np.ndarray, "S d"]:
+    """Give every non-zero entry both signs: −k stands for the sine of frequency k.
+
+    **Raises:** `MemoryBudgetError` beyond 10⁷ of them.
+    """
+    count = float(np.sum(2.0 ** (indices != 0).sum(axis=1)))
+    _check_number(count, name, indices.shape[1], int(indices.max()))
     for axis in range(indices.shape[1]):
         mirrored = indices[indices[:, axis] > 0].copy()
         mirrored[:, axis] *= -1

@@ -1,16 +1,26 @@
 """Plots of canonical space: spectra along training, coordinates by frequency, two landscapes, singularity by width."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Float
 
+from .. import _validation
+from ..errors import ParameterError
 from ..plots import Plot, Series
+from ..plots._extra import report_extra
+from ..plots._plot import Dash
 
 if TYPE_CHECKING:
+    import matplotlib.figure
     import xarray as xr
 
-_MOST = 12
+# Curves in one plot: the palette's six colours, solid and then dashed.
+_MOST, _COLOURS = 12, 6
+# Costs along lines are shown up to this multiple of the cost where the lines meet.
+_HIGHEST = 6
+# Perceptually uniform, and the same to readers who confuse red and green (Nuñez, Anderton and Renslow, PLoS ONE 2018).
+_SCALE = "cividis"
 
 
 def spectrum_plot(times: Any, singular_values: Float[np.ndarray, "T r"]) -> Plot:
@@ -27,7 +37,9 @@ def spectrum_plot(times: Any, singular_values: Float[np.ndarray, "T r"]) -> Plot
     """
     values = np.asarray(singular_values)
     chosen = np.unique(np.linspace(0, values.shape[1] - 1, min(_MOST, values.shape[1])).round().astype(int))
-    series = [Series(f"σ {i + 1}", np.asarray(times), values[:, i], place) for place, i in enumerate(chosen, 1)]
+    series = [
+        Series(f"σ {i + 1}", np.asarray(times), values[:, i], *_style(place)) for place, i in enumerate(chosen, 1)
+    ]
     return Plot(
         "What the network can change",
         "Singular values of the disparity matrix along the run: directions of functions far below the others "
@@ -60,7 +72,7 @@ def frequency_plot(times: Any, theta: Float[np.ndarray, "T K"], target: Float[np
     series = []
     for place, shell in enumerate(shells, 1):
         rows = np.sqrt(distance[:, degrees == shell].sum(axis=1))
-        series.append(Series(f"degree {shell}", np.asarray(times), rows, place))
+        series.append(Series(f"degree {shell}", np.asarray(times), rows, *_style(place)))
     return Plot(
         "Coordinates by frequency",
         "Distance of the canonical coordinates from their targets, by total degree: low frequencies first, as a rule "
@@ -72,8 +84,15 @@ def frequency_plot(times: Any, theta: Float[np.ndarray, "T K"], target: Float[np
     )
 
 
+def _style(place: int) -> tuple[int, Dash]:
+    """Choose the colour and the dash of curve number `place`."""
+    return (place - 1) % _COLOURS + 1, "solid" if place <= _COLOURS else "dashed"
+
+
 def landscape_plots(found: "xr.Dataset") -> tuple[Plot, Plot]:
     """Draw the costs along lines in canonical and in literal space; `found` is what `convexity` returned.
+
+    On a linear axis, since a logarithm would bend convex curves, and up to six times the cost where the lines meet.
 
     ```python
     >>> import jax, jax.numpy as jnp
@@ -94,21 +113,57 @@ def landscape_plots(found: "xr.Dataset") -> tuple[Plot, Plot]:
         series = tuple(
             Series(f"line {i + 1}", found.position.values, row, i + 1) for i, row in enumerate(found[name].values[:6])
         )
-        plots.append(Plot(title, caption, "position on the line", "cost", series, y_log=True))
+        meeting = found[name].values[:, np.argmin(np.abs(found.position.values))].max()
+        highest = min(_HIGHEST * meeting, 1.05 * found[name].values[:6].max())
+        y_range = (0.0, float(highest)) if highest > 0 else None
+        plots.append(Plot(title, caption, "position on the line", "cost", series, y_range=y_range))
     return plots[0], plots[1]
 
 
-def singularity_plot(found: "xr.Dataset", activation: str, scale: float) -> Plot:
-    """Draw the fraction of singular disparities against the width; `found` is `singularity_probability`'s.
+@overload
+def singularity_plot(found: "xr.Dataset", activation: str, scale: float, *, level: str = "1e-08") -> Plot: ...
+
+
+@overload
+def singularity_plot(
+    found: "xr.Dataset", activation: str | None = None, scale: float | None = None, *, level: str = "1e-08"
+) -> "Plot | matplotlib.figure.Figure": ...
+
+
+def singularity_plot(
+    found: "xr.Dataset", activation: str | None = None, scale: float | None = None, *, level: str = "1e-08"
+) -> "Plot | matplotlib.figure.Figure":
+    """Draw how often disparities are singular; `found` is `singularity_probability`'s.
+
+    **Arguments:** `activation` and `scale`, of those in `found`. With both, curves against the width, at every
+    tolerance. What is left out is an axis of a heat map: without `scale` width × scale, without `activation`
+    width × activation; without both, a map of width × scale for each activation.
+
+    **Returns:** with both a `Plot`, else a matplotlib figure. Its colour is the fraction at the tolerance `level`, also
+    written in each cell above the median σ_min/σ_max. Left of the dashed line there are fewer parameters than modes.
+
+    **Raises:** `UnknownNameError`, `ParameterError` for what `found` does not hold; `MissingExtraError` without
+    matplotlib.
 
     ```python
     >>> import fibration as fb
-    >>> found = fb.canonical.singularity_probability([2, 4], seeds=2, scales=[1.0], activations=["relu"])
+    >>> found = fb.canonical.singularity_probability([2, 4], seeds=2, scales=[1.0, 8.0], activations=["relu"])
     >>> [one.name for one in fb.canonical.singularity_plot(found, "relu", 1.0).series]
     ['exact law', 'below eps', 'below 1e-08', 'below 1e-04']
+    >>> figure = fb.canonical.singularity_plot(found, "relu")
+    >>> print(figure.axes[0].images[0].get_array())  # scale × width
+    [[1. 1.]
+     [1. 1.]]
 
     ```
     """
+    if activation is not None:
+        _validation.check_name("activation", activation, tuple(found.activation.values.tolist()))
+    if scale is not None and scale not in found.scale.values:
+        raise ParameterError(f"scale = {scale}", f"one of {found.scale.values.tolist()}", "choose one of them")
+    _validation.check_name("level", level, tuple(found.level.values.tolist()))
+    if activation is None or scale is None:
+        return _heat_maps(found, activation, scale, level)
     part = found.sel(activation=activation, scale=scale)
     series = [
         Series(
@@ -131,3 +186,58 @@ def singularity_plot(found: "xr.Dataset", activation: str, scale: float) -> Plot
         tuple(series),
         x_log=True,
     )
+
+
+def _heat_maps(
+    found: "xr.Dataset", activation: str | None, scale: float | None, level: str
+) -> "matplotlib.figure.Figure":
+    with report_extra():
+        import matplotlib as mpl
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    scales = [f"{value:g}, standard" if value == 1 else f"{value:g}" for value in found.scale.values]
+    if scale is not None:
+        title, names, side = f"Scale {scale:g}", found.activation.values.tolist(), "activation"
+        panels = [(title, found.sel(scale=scale))]
+    else:
+        chosen = found.activation.values.tolist() if activation is None else [activation]
+        names, side = scales, "scale of the first layer"
+        panels = [(name, found.sel(activation=name)) for name in chosen]
+    size = (1.6 + (0.56 * len(found.width) + 0.5) * len(panels), 1.5 + 0.46 * len(names))
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        figure = Figure(figsize=(max(size[0], 4.4), max(size[1], 2.6)), layout="constrained", facecolor="white")
+        FigureCanvasAgg(figure)
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        images = [
+            _heat_map(axes, part.sel(level=level), title) for axes, (title, part) in zip(row, panels, strict=True)
+        ]
+        for axes in row:
+            axes.set_yticks(range(len(names)), names if axes is row[0] else [""] * len(names), fontsize=8)
+        row[0].set_ylabel(side, fontsize=9)
+        modes, tolerance = found.attrs["modes"], "max(M, K)·eps" if level == "eps" else f"{float(level):.0e}"
+        bar = figure.colorbar(images[0], ax=figure.axes, fraction=0.025, pad=0.015)
+        bar.set_label(f"fraction with σ_min/σ_max ≤ {tolerance}, K = {modes}", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+        figure.draw_without_rendering()  # ticks are made when first drawn, and are to be of this style
+    return figure
+
+
+def _heat_map(axes: Any, part: "xr.Dataset", title: str) -> Any:
+    """Draw the fractions of one panel, rows upwards, and write them and the median ratios into the cells."""
+    fraction, ratio = (part[name].transpose(..., "width").values for name in ("fraction", "median_ratio"))
+    image = axes.imshow(fraction, cmap=_SCALE, vmin=0, vmax=1, aspect="auto", origin="lower")
+    for (row, column), value in np.ndenumerate(fraction):
+        small = "0" if ratio[row, column] == 0 else f"{ratio[row, column]:.0e}".replace("e-0", "e-")
+        colour = "white" if value < 0.5 else "black"
+        axes.text(column, row + 0.02, f"{value:.2f}", color=colour, fontsize=8, ha="center", va="bottom")
+        axes.text(column, row - 0.06, small, color=colour, fontsize=7, ha="center", va="top")
+    axes.set_xticks(range(len(part.width)), [str(width) for width in part.width.values], fontsize=8)
+    few = int(np.sum(part.parameters.values < part.attrs["modes"]))
+    if 0 < few < len(part.width):
+        axes.axvline(few - 0.5, color="white", linewidth=2)
+        axes.axvline(few - 0.5, color="black", linewidth=1, linestyle="--")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("width", fontsize=9)
+    axes.spines[:].set_visible(False)
+    return image

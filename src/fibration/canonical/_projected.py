@@ -5,19 +5,21 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from .. import trees
 from ..errors import ParameterError, ShapeError
-from ..problem import AbstractProblem, Problem
+from ..problem import Problem
 from ..trees import PyTree
-from ._basis import Basis
+from ._arguments import as_theta, concrete
+from ._basis import Basis, check_basis
 from ._coordinates import _coordinates, prepared
 from ._disparity import largest_singular_value, pushforward
+from ._norms import length, unit
 from ._quadrature import AbstractRule
 
 
-def single(problem: AbstractProblem) -> Problem:
+def single(problem: Any) -> Problem:
     """Take a problem of one block only.
 
     **Raises:** `ParameterError` for others.
@@ -29,7 +31,14 @@ def single(problem: AbstractProblem) -> Problem:
     return problem
 
 
-def projected_cost(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[Array, ""]:
+def conflicting(problem: Problem) -> bool:
+    """Tell whether some inputs are identical with different targets, so that zero cost is impossible."""
+    inputs, targets = (np.asarray(rows).reshape(problem.n_samples, -1) for rows in (problem.inputs, problem.targets))
+    _, first, group = np.unique(inputs, axis=0, return_index=True, return_inverse=True)
+    return bool(np.any(targets != targets[first[group.reshape(-1)]]))
+
+
+def projected_cost(problem: Any, theta: Any, basis: Any) -> Float[Array, ""]:
     """Compute the cost of the canonical model f_θ = Σ_k θ_k e_k on the problem's data: 𝒬(θ) = (1/N) Σ wᵢ ℓ((Eθ)ᵢ, yᵢ).
 
     **Arguments:** `theta` (K, Q), or (K,) for Q = 1.
@@ -37,7 +46,7 @@ def projected_cost(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[
     Convex in θ for every loss that is convex in the outputs. It is not the cost C(w) of the network, whose function
     has further modes; the two agree up to those.
 
-    **Raises:** `ShapeError`; `ParameterError` for samples out of the box, or several blocks.
+    **Raises:** `ShapeError`; `ParameterError` for samples out of the box, several blocks, or a complex θ.
 
     **Source:** Jiang, arXiv 1903.02140.
 
@@ -52,10 +61,10 @@ def projected_cost(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[
     ```
     """
     problem = single(problem)
-    return _cost(problem, _as_theta(problem, theta, basis), basis.evaluate(problem.inputs))
+    return _cost(problem, _as_theta(problem, theta, check_basis(basis)), basis.evaluate(problem.inputs))
 
 
-def projected_gradient(problem: AbstractProblem, theta: Any, basis: Basis) -> Float[Array, "K Q"]:
+def projected_gradient(problem: Any, theta: Any, basis: Any) -> Float[Array, "K Q"]:
     """Compute ∇_θ𝒬(θ), (K, Q); see `projected_cost`.
 
     ```python
@@ -69,7 +78,7 @@ def projected_gradient(problem: AbstractProblem, theta: Any, basis: Basis) -> Fl
     ```
     """
     problem = single(problem)
-    return _gradient(problem, _as_theta(problem, theta, basis), basis.evaluate(problem.inputs))
+    return _gradient(problem, _as_theta(problem, theta, check_basis(basis)), basis.evaluate(problem.inputs))
 
 
 @eqx.filter_jit
@@ -84,20 +93,19 @@ def _gradient(problem: Problem, theta: Array, table: Array) -> Float[Array, "K Q
 
 
 def _as_theta(problem: Problem, theta: Any, basis: Basis) -> Float[Array, "K Q"]:
-    theta = jnp.asarray(theta)
-    shape = (basis.size, problem.n_outputs)
-    if theta.shape == shape[:1] and problem.n_outputs == 1:
-        theta = theta[:, None]
-    if theta.shape != shape:
+    theta = as_theta(theta, basis.size)
+    columns = theta[:, None] if theta.ndim == 1 else theta
+    if columns.shape[1] != problem.n_outputs:
         raise ShapeError(
-            f"theta has shape {theta.shape}", f"one row for each mode: {shape}", "see `fb.canonical.coordinates`"
+            f"theta has shape {theta.shape}",
+            f"one row for each mode, one column for each output: {(basis.size, problem.n_outputs)}",
+            "see `fb.canonical.coordinates`",
         )
-    return theta.astype(jnp.result_type(theta, float)) if not jnp.issubdtype(theta.dtype, jnp.inexact) else theta
+    return columns
 
 
-def stall_index(
-    problem: AbstractProblem, params: PyTree, basis: Basis, *, rule: AbstractRule | None = None
-) -> Float[Array, ""]:
+@concrete
+def stall_index(problem: Any, params: PyTree, basis: Any, *, rule: Any = None) -> Float[Array, ""]:
     """Tell how much of the canonical gradient the parameters can feel: ρ = |H g|/(σ_max(H)|g|), g = ∇_θ𝒬(θ(w)).
 
     Near 0 with |g| > 0, gradient descent is stuck at a singular point: what would lower the cost is a function that no
@@ -131,11 +139,10 @@ def _stall(problem: Problem, params: PyTree, table: Array, rule: AbstractRule) -
     gradient = _gradient(problem, theta, table)
     state = eqx.filter(params, eqx.is_inexact_array)
     forward = pushforward(problem.apply, params, rule)
-    felt = trees.norm(jax.linear_transpose(forward, state)(gradient)[0])
-    sigma, size = largest_singular_value(forward, state), jnp.linalg.norm(gradient)
-    return felt_part(felt, sigma, size)
+    felt = length(jax.linear_transpose(forward, state)(unit(gradient))[0])
+    return felt_part(felt, largest_singular_value(forward, state), length(gradient))
 
 
 def felt_part(felt: Array, sigma: Array, size: Array) -> Float[Array, ""]:
-    """Compute |Hg|/(σ_max|g|): 0 with H = 0, where nothing is felt at all, and NaN with g = 0."""
-    return jnp.where(size > 0, jnp.where(sigma > 0, felt / (jnp.where(sigma > 0, sigma, 1) * size), 0), jnp.nan)
+    """Compute |Hĝ|/σ_max, ĝ = g/|g|: 0 with H = 0, where nothing is felt at all, and NaN with |g| = 0."""
+    return jnp.where(size > 0, jnp.where(sigma > 0, felt / jnp.where(sigma > 0, sigma, 1), 0), jnp.nan)

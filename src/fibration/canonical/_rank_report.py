@@ -1,22 +1,35 @@
 """The rank report: how singular the disparity matrix is, what makes it so, and what that does not say."""
 
-from typing import Any
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
 from .. import _validation, tangent
-from ..errors import MemoryBudgetError
+from ..errors import MemoryBudgetError, ParameterError
 from ..losses import CrossEntropy
-from ..problem import AbstractProblem
+from ..problem import Problem
 from ..trees import PyTree
+from ._arguments import concrete, epsilon
 from ._basis import Basis
 from ._coordinates import prepared
 from ._disparity import _disparity
-from ._projected import single
-from ._quadrature import AbstractRule
-from ._structure import Unit, copied_units, dead_units, linear_in_inputs, n_rescalings, without_weights
+from ._projected import conflicting, single
+from ._structure import (
+    Unit,
+    alike_pairs,
+    as_units,
+    dead_units,
+    kept_pairs,
+    linear_in_inputs,
+    n_rescalings,
+    without_weights,
+)
+
+if TYPE_CHECKING:
+    from ._exact import ExactSpectrum
 
 # Beyond so many of the fewer of rows and columns singular values are not computed.
 _MOST = 4000
@@ -27,13 +40,20 @@ class Spectrum(eqx.Module):
     """Singular values of a matrix, descending, and what they say.
 
     - `ranks`: the numbers of singular values above {max(rows, columns)·eps, 1e-8, 1e-4}·σ_max, under "eps", "1e-08",
-      "1e-04"; `needed`: the rank that is asked for.
+      "1e-04", where no level is below the first; `needed`: the rank that is asked for.
+    - `eps`: the rounding unit of what the matrix was computed from, if it is coarser than that of its own type.
     - `stable_rank`: ‖·‖_F²/σ_max²; `entropy_rank`: exp(−Σ p log p), p = σ²/Σσ².
     """
 
     singular_values: Float[np.ndarray, " r"]
     shape: tuple[int, int]
     needed: int
+    eps: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """What rounding leaves of a singular value that is zero, in units of σ_max: max(rows, columns)·eps."""
+        return max(self.shape) * max(self.eps, float(np.finfo(self.singular_values.dtype).eps))
 
     @property
     def sigma_max(self) -> float:
@@ -53,21 +73,26 @@ class Spectrum(eqx.Module):
     @property
     def ranks(self) -> dict[str, int]:
         """The numerical ranks at three tolerances."""
-        floor = max(self.shape) * float(np.finfo(self.singular_values.dtype).eps)
-        levels = zip(TOLERANCES, (floor, 1e-8, 1e-4), strict=True)
-        return {name: int(np.sum(self.singular_values > level * self.sigma_max)) for name, level in levels}
+        levels = zip(TOLERANCES, (0.0, 1e-8, 1e-4), strict=True)
+        relative = self._relative
+        return {name: int(np.sum(relative > max(level, self.floor))) for name, level in levels}
+
+    @property
+    def _relative(self) -> Float[np.ndarray, " r"]:
+        """The singular values in units of the largest, whose squares are always in range."""
+        return self.singular_values / (self.sigma_max if self.sigma_max > 0 else 1.0)
 
     @property
     def stable_rank(self) -> float:
         """The squared Frobenius norm over that of the largest singular value."""
-        return float(np.sum(self.singular_values**2)) / self.sigma_max**2 if self.sigma_max > 0 else 0.0
+        return float(np.sum(self._relative**2))
 
     @property
     def entropy_rank(self) -> float:
         """The exponential of the entropy of the squared singular values."""
         if self.sigma_max == 0:
             return 0.0
-        p = self.singular_values**2 / np.sum(self.singular_values**2)
+        p = self._relative**2 / np.sum(self._relative**2)
         p = p[p > 0]
         return float(np.exp(-np.sum(p * np.log(p))))
 
@@ -88,8 +113,10 @@ class RankReport(eqx.Module):
     - `modes_at_data`: (rank, condition) of E = `basis.evaluate(inputs)`, `None` without a problem.
     - `parameters`: M; `rescalings`: how many ways to rescale parameters the function does not feel, `None` if too many
       parameters to count; `effective_parameters`: M less these.
-    - `dead`: rows and columns of weight matrices that move nothing; `copies`: pairs that move the function alike, with
-      the sign.
+    - `dead`: rows and columns of weight matrices that move nothing, and not for the sake of a zero that can move.
+    - `copies`: pairs that are equal, up to the sign, and that gradient descent keeps so, on any data; `alike`: pairs
+      that only move the function alike now, with the sign.
+    - `exact`: the `ExactSpectrum` of H if it was asked for.
     - `stalls`: which of "zero initialisation", "duplicate units", "dead units", "linear in the inputs" are found.
     """
 
@@ -100,8 +127,10 @@ class RankReport(eqx.Module):
     rescalings: int | None
     dead: tuple[Unit, ...]
     copies: tuple[tuple[Unit, Unit, int], ...]
+    alike: tuple[tuple[Unit, Unit, int], ...]
     stalls: tuple[str, ...]
     notes: tuple[str, ...]
+    exact: "ExactSpectrum | None" = None
 
     @property
     def effective_parameters(self) -> int:
@@ -110,6 +139,8 @@ class RankReport(eqx.Module):
 
     def __str__(self) -> str:
         lines = [f"disparity, {self.canonical}"]
+        if self.exact is not None:
+            lines.append(f"in high precision, {self.exact}")
         if self.data is not None:
             lines.append(f"data, {self.data}")
         counted = "" if self.rescalings is None else f", {self.effective_parameters} after rescalings"
@@ -119,22 +150,21 @@ class RankReport(eqx.Module):
         return "\n".join([*lines, *self.notes])
 
 
+@concrete
 def rank_report(
-    apply: Any,
-    params: PyTree,
-    basis: Basis,
-    problem: AbstractProblem | None = None,
-    *,
-    rule: AbstractRule | None = None,
+    apply: Any, params: PyTree, basis: Any, problem: Any = None, *, rule: Any = None, exact: bool = False
 ) -> RankReport:
     """Report the rank of the disparity matrix, and with a `problem` of the differential at its samples.
 
-    **Arguments:** as in `coordinates`; `problem`: one block, whose samples lie in the box.
+    **Arguments:** as in `coordinates`; `problem`: one block, whose samples lie in the box; `exact`: also compute the
+    singular values of H with 60 digits (see `exact_spectrum`, which says for which networks), to tell singular from
+    nearly singular.
 
     **Returns:** a `RankReport`; `str` of it says it in sentences, and always that full rank does not by itself imply
     convergence.
 
     **Raises:** `ApplyError`, `ParameterError`, `NonFiniteDataError`; `MemoryBudgetError` if H has over 4000 of both.
+    It cannot be traced by `jit`, `grad` or `vmap`.
 
     Allocates H (M·K·Q numbers) a few times.
 
@@ -152,8 +182,12 @@ def rank_report(
     ```
     """
     params, rule = prepared(apply, params, basis, rule)
-    state = eqx.filter(params, eqx.is_inexact_array)
-    H = np.asarray(_disparity(apply, params, rule))
+    state, constant = eqx.partition(params, eqx.is_inexact_array)
+
+    def disparity_at(state: PyTree) -> Float[np.ndarray, "M C"]:
+        return np.asarray(_disparity(apply, eqx.combine(state, constant), rule), float)
+
+    H = disparity_at(state)
     _validation.check_finite(H, "entries of the disparity matrix")
     if min(H.shape) > _MOST:
         raise MemoryBudgetError(
@@ -161,32 +195,63 @@ def rank_report(
             f"at most {_MOST} rows or columns for all singular values",
             "take fewer modes, or use `disparity_operator` with a Krylov method",
         )
-    canonical = Spectrum(_singular_values(H), H.shape, H.shape[1])
-    dead, copies = dead_units(state, H), copied_units(state, H)
-    rescalings = n_rescalings(apply, params, basis)
-    stalls = [
-        name
-        for name, found in {
-            "zero initialisation": without_weights(state),
-            "duplicate units": bool(copies) and not without_weights(state),
-            "dead units": bool(dead) and not without_weights(state),
-            "linear in the inputs": linear_in_inputs(apply, params, basis),
-        }.items()
-        if found
-    ]
-    data, at_data = None, None
-    if problem is not None:
-        problem = single(problem)
-        D = np.asarray(tangent.jacobian(problem, params))
-        softmax = isinstance(problem.loss, CrossEntropy)
-        needed = problem.n_samples * (problem.n_outputs - softmax)
-        data = Spectrum(_singular_values(_centred(D, problem.n_outputs) if softmax else D), D.shape, needed)
-        sigma = np.linalg.svd(np.asarray(basis.evaluate(problem.inputs)), compute_uv=False)
-        rank = int(np.sum(sigma > max(problem.n_samples, basis.size) * np.finfo(sigma.dtype).eps * sigma[0]))
-        complete = len(sigma) == problem.n_samples
-        at_data = rank, float(sigma[0] / sigma[-1]) if sigma[-1] > 0 and complete else float("inf")
-    notes = _notes(canonical, data, at_data, problem, H.shape[0] - (rescalings or 0), rescalings, dead, copies, stalls)
-    return RankReport(canonical, data, at_data, H.shape[0], rescalings, dead, copies, tuple(stalls), tuple(notes))
+    canonical = Spectrum(_singular_values(H), H.shape, H.shape[1], epsilon(state))
+    problem = None if problem is None else single(problem)
+    data, at_data = (None, None) if problem is None else _at_data(problem, params, basis)
+    pairs = alike_pairs(state, H)
+    kept = kept_pairs(apply, state, constant, basis, pairs)
+    dead, copies = dead_units(state, H, disparity_at), as_units(state, kept)
+    alike = as_units(state, [pair for pair in pairs if pair not in kept])
+    rescalings = n_rescalings(apply, state, constant, basis)
+    if rescalings is not None:  # what moves is felt
+        rescalings = min(rescalings, H.shape[0] - canonical.ranks["eps"])
+    at_zero = without_weights(state, H, H.shape[1] // basis.size)
+    stalls = {
+        "zero initialisation": at_zero,
+        "duplicate units": bool(copies) and not at_zero,
+        "dead units": bool(dead) and not at_zero,
+        "linear in the inputs": linear_in_inputs(apply, state, constant, basis),
+    }
+    precise = None
+    if exact:
+        from ._exact import exact_spectrum  # mpmath is imported when it is first asked for
+
+        precise = exact_spectrum(apply, params, basis)
+    report = RankReport(
+        canonical,
+        data,
+        at_data,
+        H.shape[0],
+        rescalings,
+        dead,
+        copies,
+        () if at_zero else alike,
+        tuple(name for name, found in stalls.items() if found),
+        (),
+        precise,
+    )
+    return dataclasses.replace(report, notes=tuple(_notes(report, problem)))
+
+
+def _at_data(problem: Problem, params: PyTree, basis: Basis) -> tuple[Spectrum, tuple[int, float]]:
+    """Compute the spectrum of the differential at the samples, and rank and condition of the modes there.
+
+    **Raises:** `ParameterError` for cross-entropy of one class.
+    """
+    softmax = isinstance(problem.loss, CrossEntropy)
+    if softmax and problem.n_outputs < 2:
+        raise ParameterError(
+            "cross-entropy of one class", "at least two classes: that of one is constant", "pass the number of classes"
+        )
+    D = np.asarray(tangent.jacobian(problem, params), float)
+    needed = problem.n_samples * (problem.n_outputs - softmax)
+    centred = _centred(D, problem.n_outputs) if softmax else D
+    data = Spectrum(_singular_values(centred), D.shape, needed, epsilon(params, problem.inputs))
+    table = np.asarray(basis.evaluate(problem.inputs))
+    sigma = np.linalg.svd(table, compute_uv=False)
+    rank = int(np.sum(sigma > max(table.shape) * np.finfo(sigma.dtype).eps * sigma[0]))
+    complete = len(sigma) == problem.n_samples
+    return data, (rank, float(sigma[0] / sigma[-1]) if sigma[-1] > 0 and complete else float("inf"))
 
 
 def _singular_values(matrix: Float[np.ndarray, "m n"]) -> Float[np.ndarray, " r"]:
@@ -200,54 +265,65 @@ def _centred(D: Float[np.ndarray, "NQ M"], q: int) -> Float[np.ndarray, "NQ M"]:
     return (rows - rows.mean(axis=1, keepdims=True)).reshape(D.shape)
 
 
-def _notes(
-    canonical: Spectrum,
-    data: Spectrum | None,
-    at_data: tuple[int, float] | None,
-    problem: Any,
-    effective: int,
-    rescalings: int | None,
-    dead: tuple[Unit, ...],
-    copies: tuple[tuple[Unit, Unit, int], ...],
-    stalls: list[str],
-) -> list[str]:
-    m, needed = canonical.shape[0], canonical.needed
+def _notes(report: RankReport, problem: Problem | None) -> list[str]:
+    m, needed, effective = report.parameters, report.canonical.needed, report.effective_parameters
     notes = []
     if needed > m:
         notes.append(f"Full column rank is impossible: {needed} columns for {m} parameters. Take fewer modes.")
     elif needed > effective:
         notes.append(
             f"Full column rank is impossible: {needed} columns for {effective} effective parameters, after "
-            f"{rescalings} rescalings that the function does not feel. Take fewer modes."
+            f"{report.rescalings} rescalings that the function does not feel. Take fewer modes."
         )
-    if "zero initialisation" in stalls:
+    elif report.canonical.ranks["eps"] < needed and not report.stalls and not report.alike:
+        notes.append(
+            "This precision cannot tell H from a singular matrix, which does not prove that it is one: for small "
+            "networks of one input, pass `exact=True`."
+        )
+    if "zero initialisation" in report.stalls:
         notes.append("All weights are zero: a symmetric saddle, in which only biases of the output move.")
-    if dead and "dead units" in stalls:
-        notes.append(f"These move nothing on the whole box: {_listed(dead)}.")
-    if copies and "duplicate units" in stalls:
-        pairs = [f"{a} and {b.index}{' (mirrored)' if sign < 0 else ''}" for a, b, sign in copies]
-        notes.append(f"Copies, which gradient descent keeps: {_listed(pairs)}.")
-    if "linear in the inputs" in stalls:
+    if "dead units" in report.stalls:
+        notes.append(f"These move nothing on the whole box: {_listed(report.dead)}.")
+    if "duplicate units" in report.stalls:
+        notes.append(f"Copies, which gradient descent keeps: {_listed(_paired(report.copies))}.")
+    if report.alike:
+        notes.append(
+            f"These move the function alike now, without being copies, and part when they move: "
+            f"{_listed(_paired(report.alike))}."
+        )
+    if "linear in the inputs" in report.stalls:
         notes.append("The network is affine in its inputs: its tangent functions span d + 1 dimensions per output.")
-    if at_data is not None and data is not None:
-        if at_data[0] < problem.n_samples:
-            notes.append(
-                f"The modes have rank {at_data[0]} on {problem.n_samples} samples: go by the data rank, not by H's."
-            )
-        inputs = np.asarray(problem.inputs).reshape(problem.n_samples, -1)
-        distinct, group = np.unique(inputs, axis=0, return_inverse=True)
-        targets = np.asarray(problem.targets).reshape(problem.n_samples, -1)
-        for number in range(len(distinct)):
-            members = targets[group.reshape(-1) == number]
-            if len(distinct) < problem.n_samples and np.any(members != members[0]):
-                notes.append("Some inputs are identical with different targets: zero cost is impossible.")
-                break
-        if isinstance(problem.loss, CrossEntropy):
-            notes.append("Cross-entropy on separable data has no finite minimiser; its rank is on the zero-sum part.")
-    if canonical.singular_values.dtype == np.float32:
-        notes.append("In float32 no rank below 1e-5·σ_max means anything: enable x64.")
+    if problem is not None:
+        notes += _notes_on_data(report, problem)
+    eps = max(spectrum.eps for spectrum in (report.canonical, report.data) if spectrum is not None)
+    if eps > np.finfo(float).eps:
+        notes.append(
+            f"Parameters or inputs of a rounding unit of {eps:.0e}: no rank below {report.canonical.floor:.0e}·σ_max "
+            "means anything. Use float64 for all of them (`jax_enable_x64`)."
+        )
     notes.append("Full rank does not by itself imply convergence: σ_min must stay away from zero along the run.")
     return notes
+
+
+def _notes_on_data(report: RankReport, problem: Problem) -> list[str]:
+    notes = []
+    rank, condition = report.modes_at_data or (0, 0.0)
+    if rank < problem.n_samples:
+        notes.append(f"The modes have rank {rank} on {problem.n_samples} samples: go by the data rank, not by H's.")
+    elif condition > 1e8:
+        notes.append(
+            f"The modes are ill-conditioned on the samples (condition {condition:.0e}), as on samples that lie on a "
+            "surface in the box: go by the data rank, not by H's."
+        )
+    if conflicting(problem):
+        notes.append("Some inputs are identical with different targets: zero cost is impossible.")
+    if isinstance(problem.loss, CrossEntropy):
+        notes.append("Cross-entropy on separable data has no finite minimiser; its rank is on the zero-sum part.")
+    return notes
+
+
+def _paired(pairs: tuple[tuple[Unit, Unit, int], ...]) -> list[str]:
+    return [f"{a} and {b.index}{' (mirrored)' if sign < 0 else ''}" for a, b, sign in pairs]
 
 
 def _listed(items: Any, most: int = 6) -> str:

@@ -198,7 +198,7 @@ def minimize(
         int(steps),
         record,
         wall_seconds=stop.wall_seconds,
-        store=open_store(checkpoint),
+        store=open_store(checkpoint, record),
         progress=progress,
         options=options,
         explain=_explain,

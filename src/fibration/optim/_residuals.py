@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Float
 
-from .. import trees
+from .. import _sharding, trees
 from ..problem import AbstractProblem
 from ..tangent._differential import Differential, row_scale
 from ..tangent._factor import Products, largest, start
@@ -41,7 +41,8 @@ class CholeskyFactor(eqx.Module):
     """JJᵀ, or JᵀJ for fewer parameters than residuals; each damping costs one Cholesky factorisation, n³/3.
 
     The error of a step is of order u·(σ_max² + λ)/λ, which an acceptance test can make do with: a factorisation that
-    breaks down makes a step that is not finite, and is rejected. Holds n² numbers and n² more at a damping.
+    breaks down makes a step that is not finite, and is rejected. Holds n² numbers and n² more at a damping. On d
+    devices each holds n²/d numbers of JJᵀ; its Cholesky factor, or all of JᵀJ, is held by every device.
     """
 
     square: Float[Array, "n n"]
@@ -141,7 +142,7 @@ def _factor(differential: Differential, method: str) -> Any:
     if m <= k and fits(differential, m * m):
         products = Products(differential)
         return CholeskyFactor(differential.gram().astype(products.dtype), products.jvp, products.vjp, None)
-    if k < m and fits(differential, m * k):
+    if k < m and fits(differential, m * k // _sharding.count(differential.mesh)):
         jacobian = differential.jacobian()
         jacobian = jacobian.astype(jnp.promote_types(jacobian.dtype, jnp.float32))
         return _tall(jacobian, differential.params)

@@ -65,7 +65,7 @@ def summary_figure(study: FidelityStudy) -> "matplotlib.figure.Figure":
 def cost_plot(study: FidelityStudy) -> Plot:
     """Describe the cost against time, flow and descents."""
     curves = _curves(study, [_costs(run) for run in (study.flow, *study.descents)])
-    limits = _limits(curves, 100 * _largest(curves[0].y), log=True)
+    limits = shown_range(curves, 100 * largest(curves[0].y), log=True)
     return Plot(
         "Cost against time",
         "The cost along the gradient flow and along each descent, compared at the same time, which for a descent is "
@@ -83,7 +83,7 @@ def distance_plot(study: FidelityStudy) -> Plot:
     curves = tuple(
         Series(name, *relative_distance(study, index), colour=index + 1) for index, name in enumerate(names(study)[1:])
     )
-    limits = _limits(curves, 100.0, log=True)
+    limits = shown_range(curves, 100.0, log=True)
     return Plot(
         "Distance from the flow",
         "How far the parameters of each descent are from those of the gradient flow at the same time, divided by how "
@@ -100,7 +100,7 @@ def distance_plot(study: FidelityStudy) -> Plot:
 def travelled_plot(study: FidelityStudy) -> Plot:
     """Describe the distance from the start against time, flow and descents."""
     curves = _curves(study, [travelled(run) for run in (study.flow, *study.descents)])
-    limits = _limits(curves, 4 * _largest(curves[0].y), log=False)
+    limits = shown_range(curves, 4 * largest(curves[0].y), log=False)
     return Plot(
         "Distance from the start",
         "How far the gradient flow and each descent have travelled from their common start in parameter space, "
@@ -115,7 +115,7 @@ def travelled_plot(study: FidelityStudy) -> Plot:
 def sharpness_plot(study: FidelityStudy) -> Plot:
     """Describe the sharpness along each run, with the lines 2/step size that are near."""
     curves = _curves(study, [run.observed["sharpness"] for run in (study.flow, *study.descents)])
-    highest = _largest(curves[0].y)
+    highest = largest(curves[0].y)
     lowest = min((c.y[np.isfinite(c.y)].min(initial=highest) for c in curves), default=highest)
     reach = highest + max(highest - lowest, 0.2 * abs(highest))
     all_levels = [
@@ -124,7 +124,7 @@ def sharpness_plot(study: FidelityStudy) -> Plot:
     ]
     levels = tuple(level for level in all_levels if lowest - 0.2 * (highest - lowest) <= level.value <= reach)
     others = [level.name for level in all_levels if level not in levels]
-    limits = _limits(curves, 1.5 * reach, log=False, levels=levels)
+    limits = shown_range(curves, 1.5 * reach, log=False, levels=levels)
     left_out = f"; left out, too far away to show: {listed(others)}" if others else ""
     return Plot(
         "Sharpness",
@@ -232,13 +232,13 @@ def _crossings(study: FidelityStudy) -> tuple[Line, ...]:
     return (Line(f"flow's sharpness above 2/{distinct(study.step_sizes)[-1]} from here", time, len(study.step_sizes)),)
 
 
-def _largest(values: np.ndarray) -> float:
+def largest(values: np.ndarray) -> float:
     """Find the largest finite value, or 1 if there is none."""
     finite = values[np.isfinite(values)]
     return float(finite.max()) if len(finite) else 1.0
 
 
-def _limits(
+def shown_range(
     curves: Sequence[Series], cap: float, *, log: bool, levels: Sequence[Line] = ()
 ) -> tuple[float, float] | None:
     """Choose what to show of y if a curve climbs above `cap`, or `None` to show everything."""

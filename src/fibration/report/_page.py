@@ -4,21 +4,24 @@ import base64
 import hashlib
 import importlib.resources
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ..errors import ShapeError
-from ..plots import Plot, to_matplotlib, to_plotly
+from ..plots import Plot, to_matplotlib
 from ..plots._extra import report_extra
-from ..plots._matplotlib import file_stem, render
+from ..plots._matplotlib import render
 from ..plots._write import write_atomically
+from ._figures import HeatMap, Panels, screen
 
 # Every address in plotly.js (map tiles, fonts, licences, its own service) except the names of XML dialects.
 ADDRESS = re.compile(r"(?:https?|wss?|ftp)://(?!www\.w3\.org/)[^\s\"'`<>()\\]*")
 # plotly.js has a button that uploads a chart to its maker's service, on by default since plotly 7: never here.
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "displaylogo": False,
     "displayModeBar": True,
     "responsive": True,
@@ -26,17 +29,15 @@ CONFIG = {
     "plotlyServerURL": "",
     "modeBarButtonsToRemove": ["lasso2d", "select2d"],
 }
-BOOT = """
-for (const place of document.querySelectorAll(".plot")) {
-  const figure = JSON.parse(document.getElementById(place.id + "-data").textContent);
-  Plotly.newPlot(place, figure.data, figure.layout, figure.config);
-}
-"""
+_FEW_BUTTONS = ["zoomIn2d", "zoomOut2d", "autoScale2d", "toImage"]
 
 
 @dataclass(frozen=True)
 class Table:
     """A table of facts: a title, the names of its columns (none for names and values), and rows of text.
+
+    On the page a table with columns can be sorted by each of them and, if it is long, filtered. `note`: a sentence
+    under the title; `links`: for a text in the first column, the `anchor` of what it leads to on this page.
 
     **Raises:** `ShapeError` if a row has more or fewer cells than there are columns.
 
@@ -51,6 +52,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         width = len(self.columns) or 2
@@ -62,8 +65,20 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Traceback:
+    """What went wrong, folded under a title; `anchor`: the name that links of the page use."""
+
+    title: str
+    text: str
+    anchor: str
+
+
+@dataclass(frozen=True)
 class Page:
     """A page: a title, a few sentences that say what was found, plots, and tables of facts.
+
+    `errors`: folded texts at its end; `dashboard`: plots stand beside one another where there is room, a list of
+    contents comes first, and downloads of plots are made when they are asked for, by the browser.
 
     ```python
     >>> import fibration as fb
@@ -75,8 +90,10 @@ class Page:
 
     title: str
     lead: tuple[str, ...]
-    plots: tuple[Plot, ...] = ()
+    plots: tuple[Plot | HeatMap | Panels, ...] = ()
     tables: tuple[Table, ...] = ()
+    errors: tuple[Traceback, ...] = ()
+    dashboard: bool = False
 
 
 def write_page(page: Page, path: str | PathLike[str]) -> Path:
@@ -98,45 +115,82 @@ def write_page(page: Page, path: str | PathLike[str]) -> Path:
 
     ```
     """
+    return write_atomically(Path(path), page_html(page).encode("utf-8"))
+
+
+def page_html(page: Page) -> str:
+    """Make the text of the HTML file that `write_page` writes.
+
+    **Raises:** `MissingExtraError` without the extra `report`.
+
+    ```python
+    >>> import fibration as fb
+    >>> "<h1>Title</h1>" in fb.report.page_html(fb.report.Page("Title", ("Found.",)))
+    True
+
+    ```
+    """
     with report_extra():
         import jinja2
         from markupsafe import Markup
-        from plotly.offline import get_plotlyjs
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["tight"] = _tight
-    template = importlib.resources.files(__package__ or __name__).joinpath("page.html.j2").read_text("utf-8")
-    scripts = [_inline(get_plotlyjs()) if page.plots else "", BOOT]
-    html = environment.from_string(template).render(
+    # Every page scripts its tables, and those with plots have plotly too.
+    scripts = [_plotly() if page.plots else "", _part("page.js")]
+    return environment.from_string(_part("page.html.j2")).render(
         page=page,
-        figures=[_figure(plot, place) for place, plot in enumerate(page.plots, 1)],
-        scripts=[Markup(script) for script in scripts],  # noqa: S704  (no text of the user's)
+        figures=[_figure(plot, place, page.dashboard) for place, plot in enumerate(page.plots, 1)],
+        style=Markup(_part("page.css")),  # noqa: S704  (no text of the user's)
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
         hashes=[_hash(script) for script in scripts],
     )
-    return write_atomically(Path(path), html.encode("utf-8"))
 
 
-def _figure(plot: Plot, place: int) -> dict[str, Any]:
-    """Collect what the template shows of one plot."""
-    interactive: Any = to_plotly(plot)
-    interactive.update_layout(title=None, margin_t=44, autosize=True)  # the page has the title as a heading
-    stem = f"{place}-{file_stem(plot)}"
-    config = {**CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}}
+@cache
+def _plotly() -> str:
+    with report_extra():
+        from plotly.offline import get_plotlyjs
+    return _inline(get_plotlyjs())
+
+
+def _part(name: str) -> str:
+    """Read a file of this package."""
+    return importlib.resources.files(__package__ or __name__).joinpath(name).read_text("utf-8")
+
+
+def _figure(figure: Plot | HeatMap | Panels, place: int, dashboard: bool) -> dict[str, Any]:
+    """Collect what the template shows of one figure."""
+    stem = f"{place}-{_stem(figure.title)}"
+    config: dict[str, Any] = {**CONFIG, "toImageButtonOptions": {"filename": stem, "scale": 2}}
+    if dashboard:
+        config["modeBarButtonsToRemove"] = [*CONFIG["modeBarButtonsToRemove"], *_FEW_BUTTONS]
+    return {
+        "title": figure.title,
+        "caption": figure.caption,
+        "id": f"plot-{place}",
+        "span": not isinstance(figure, Plot) and figure.span,
+        "data": {**screen(figure), "config": config},
+        "downloads": _downloads(figure, stem) if isinstance(figure, Plot) and not dashboard else [],
+    }
+
+
+def _downloads(plot: Plot, stem: str) -> list[dict[str, str]]:
+    """Render the files that stand in the page."""
     for_paper = to_matplotlib(plot)
     kinds = {"png": "image/png", "svg": "image/svg+xml"}
-    return {
-        "title": plot.title,
-        "caption": plot.caption,
-        "id": f"plot-{place}",
-        "data": {**interactive.to_plotly_json(), "config": config},
-        "downloads": [
-            {
-                "name": f"{stem}.{kind}",
-                "label": kind.upper(),
-                "address": f"data:{mime};base64,{base64.b64encode(render(for_paper, kind)).decode()}",
-            }
-            for kind, mime in kinds.items()
-        ],
-    }
+    return [
+        {
+            "name": f"{stem}.{kind}",
+            "label": kind.upper(),
+            "address": f"data:{mime};base64,{base64.b64encode(render(for_paper, kind)).decode()}",
+        }
+        for kind, mime in kinds.items()
+    ]
+
+
+def _stem(title: str) -> str:
+    """Make a file's name out of a title."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60] or "plot"
 
 
 def _tight(text: str) -> str:

@@ -4,6 +4,7 @@ A checkpoint directory holds `state.npz`, which is replaced atomically, and `sav
 between two checkpoints, which are never rewritten once `state.npz` counts them. Nothing in it is pickled.
 """
 
+import io
 import itertools
 import json
 import os
@@ -11,7 +12,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import diffrax
 import equinox as eqx
@@ -19,12 +20,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from .. import _sharding
 from .._validation import writable_directory
 from .._version import __version__
 from ..errors import CheckpointError, CheckpointMismatchError, StepSizeError, VersionWarning
 from ..trees import PyTree
-from ._identity import arrays_of, describe, digest, digest_arrays, digest_program, plain
+from ._identity import arrays_of, describe, digest, digest_arrays, digest_program, gathered, plain
 from ._record import Record
 from ._stepper import AbstractStepper, Carry
 from ._stop import Conditions
@@ -44,7 +47,8 @@ class Checkpoint:
 
     `directory`: made if it is absent; one directory belongs to one call; `every`: seconds between checkpoints. The same
     call with the same directory goes on from the last checkpoint, or returns the finished run at once. A call that
-    differs in its problem, flow, parameters, times or tolerances raises `CheckpointMismatchError`.
+    differs in its problem, flow, parameters, times or tolerances raises `CheckpointMismatchError`. Of several
+    processes that share a problem's mesh, process 0 alone reads and writes: no other need see the directory.
 
     ```python
     >>> import tempfile, jax.numpy as jnp
@@ -68,14 +72,26 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoint directory of one run."""
+    """The checkpoint directory of one run; of processes that share a mesh, process 0 alone touches it."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.directory, self.every = writable_directory(checkpoint.directory).resolve(), checkpoint.every
-        self._lock = self._take_lock()
+    def __init__(self, checkpoint: Checkpoint, mesh: Mesh | None = None) -> None:
+        self.directory, self.every = Path(checkpoint.directory), checkpoint.every
+        self.mesh, self.shared, self._lock = mesh, _sharding.is_shared(mesh), None
+        _sharding.by_first(self._open, self.shared, self._failure)
         self.identity: dict[str, str] = {}
         self.parts, self.rows = 0, 0
         self.last = time.monotonic()
+
+    def _open(self) -> None:
+        self.directory = writable_directory(self.directory).resolve()
+        self._lock = self._take_lock()
+
+    def _failure(self) -> CheckpointError:
+        return CheckpointError(
+            f"process 0 could not write to {str(self.directory)!r}",
+            "a directory of its own that process 0 can write to",
+            "see what process 0 raised",
+        )
 
     def _take_lock(self) -> Any:
         """Keep other processes out of the directory until this one closes it, or dies."""
@@ -113,7 +129,11 @@ class CheckpointStore:
             new = s.step(x, jnp.asarray(end, x.clock.dtype))
             return new, c.first_met(s.visible(new.state), s.time(new.clock))
 
-        traced = eqx.filter_make_jaxpr(program)(stepper, conditions, carry)[0]
+        stepper, conditions = gathered((stepper, conditions))
+        given: Any = (stepper, conditions, carry)
+        if self.mesh is not None:
+            given = _sharding.placeless(given)
+        traced = eqx.filter_make_jaxpr(program)(*given)[0]
         observers = {} if record.observation is None else record.observation.observers
         looks = sorted((name, describe(observer)) for name, observer in observers.items())
         self.identity = {
@@ -127,12 +147,19 @@ class CheckpointStore:
 
     def due(self) -> bool:
         """Whether it is time for the next checkpoint."""
-        return time.monotonic() - self.last >= self.every
+        return bool(_sharding.from_first(time.monotonic() - self.last >= self.every, self.shared))
 
     def save(
         self, carry: Carry, record: Record, *, next_save: int, tried: int, seconds: float, finished: str | None
     ) -> None:
         """Write what is new, then replace `state.npz` in one atomic step."""
+        carried = [plain(leaf) for leaf in arrays_of(carry)]
+        states = [] if record.observation is None else [plain(leaf) for leaf in arrays_of(record.observation.states)]
+        facts = {"next_save": next_save, "tried": tried, "seconds": seconds, "finished": finished}
+        _sharding.by_first(lambda: self._save(carried, states, record, facts), self.shared, self._failure)
+        self.last = time.monotonic()
+
+    def _save(self, carried: list[np.ndarray], states: list[np.ndarray], record: Record, facts: dict[str, Any]) -> None:
         observation = record.observation
         if record.n > self.rows:
             new = slice(self.rows, record.n)
@@ -146,24 +173,13 @@ class CheckpointStore:
             part |= {f"noted-{name}": np.asarray(values[new]) for name, values in record.noted.items()}
             self._write(self._part(self.parts), part)
             self.parts, self.rows = self.parts + 1, record.n
-        arrays = {f"carry-{i}": plain(leaf) for i, leaf in enumerate(arrays_of(carry))}
-        if observation is not None:
-            arrays |= {f"observer-{i}": plain(leaf) for i, leaf in enumerate(arrays_of(observation.states))}
+        arrays = {f"carry-{i}": leaf for i, leaf in enumerate(carried)}
+        arrays |= {f"observer-{i}": leaf for i, leaf in enumerate(states)}
         if record.options.save == "last":
             arrays |= {f"leaf-{i}": plain(leaf) for i, leaf in enumerate(record.leaves)}
-        facts = {
-            "format": FORMAT,
-            "identity": self.identity,
-            "versions": versions(),
-            "parts": self.parts,
-            "rows": self.rows,
-            "next_save": next_save,
-            "tried": tried,
-            "seconds": seconds,
-            "finished": finished,
-        }
+        own = {"format": FORMAT, "identity": self.identity, "versions": versions(self.mesh)}
+        facts = own | {"parts": self.parts, "rows": self.rows} | facts
         self._write(self.directory / "state.npz", arrays | {"facts": np.asarray(json.dumps(facts))})
-        self.last = time.monotonic()
 
     def load(self, carry: Carry, record: Record) -> tuple[Carry, int, int, float, str | None] | None:
         """Read the checkpoint into `record` and return where to go on, or `None` if there is none.
@@ -171,10 +187,10 @@ class CheckpointStore:
         **Raises:** `CheckpointMismatchError` if another call wrote it, `CheckpointError` if it cannot be read.
         """
         path = self.directory / "state.npz"
-        if not path.exists():
+        if not _sharding.from_first(path.exists(), self.shared):
             return None
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with self._read(path) as file, np.load(file, allow_pickle=False) as stored:
                 facts = json.loads(str(stored["facts"]))
                 self._compare(facts)
                 carry = _fill(carry, stored, "carry")
@@ -199,7 +215,8 @@ class CheckpointStore:
 
     def _compare(self, facts: dict[str, Any]) -> None:
         changed = [name for name, value in self.identity.items() if facts["identity"].get(name) != value]
-        old = ", ".join(f"{name} {v}" for name, v in facts["versions"].items() if versions().get(name) != v)
+        stored, here = ({"devices": "1"} | each for each in (facts["versions"], versions(self.mesh)))
+        old = ", ".join(f"{name} {v}" for name, v in stored.items() if here.get(name) != v)
         if changed or facts["format"] != FORMAT:
             # Another JAX may print the same program otherwise, which cannot be told from another program.
             hint = f"; it was written with {old}" if old else ""
@@ -217,11 +234,14 @@ class CheckpointStore:
                 stacklevel=6,
             )
 
+    def _read(self, path: Path) -> BinaryIO:
+        return io.BytesIO(_sharding.bytes_from_first(path.read_bytes)) if self.shared else path.open("rb")
+
     def _part(self, number: int) -> Path:
         return self.directory / f"saved-{number:06d}.npz"
 
     def _load_part(self, number: int, record: Record) -> None:
-        with self._part(number).open("rb") as file, np.load(file, allow_pickle=False) as part:
+        with self._read(self._part(number)) as file, np.load(file, allow_pickle=False) as part:
             rows = slice(record.n, record.n + len(part["times"]))
             record.times[rows] = part["times"]
             if record.costs is not None:
@@ -258,10 +278,11 @@ class CheckpointStore:
             ) from error
 
 
-def versions() -> dict[str, str]:
-    """Tell the versions that a bit-identical run depends on."""
+def versions(mesh: Mesh | None = None) -> dict[str, str]:
+    """Tell the versions, and the number of devices if there are several, that a bit-identical run depends on."""
     own = {"fibration": __version__, "jax": jax.__version__, "diffrax": diffrax.__version__, "optax": optax.__version__}
-    return own | {"backend": jax.default_backend(), "x64": str(jax.config.read("jax_enable_x64"))}
+    own |= {"backend": jax.default_backend(), "x64": str(jax.config.read("jax_enable_x64"))}
+    return own if mesh is None else own | {"devices": str(mesh.size)}
 
 
 def _like(stored: np.ndarray, dtype: Any) -> np.ndarray:

@@ -96,7 +96,7 @@ def descend(
         int(steps),
         record,
         wall_seconds=None if stop is None else stop.wall_seconds,
-        store=open_store(checkpoint),
+        store=open_store(checkpoint, record),
         progress=progress,
         options=options,
         explain=explanation(method, problem, params),

@@ -8,8 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, Real
 
+from .. import _sharding
 from ..errors import CheckpointError, ObserverError
 from ..trees import PyTree
 from ._checkpoint import CheckpointStore
@@ -44,8 +46,12 @@ def _advance(
     next_save: Int[Array, ""],
     max_tries: Int[Array, ""],
     slots: int,
+    mesh: Mesh | None,
 ) -> _Chunk:
-    """Try up to `max_tries` steps, or until `slots` saved times are passed, the end is reached, or a stop is met."""
+    """Try up to `max_tries` steps, or until `slots` saved times are passed, the end is reached, or a stop is met.
+
+    All devices of a mesh have the whole result.
+    """
     shapes = jax.eval_shape(stepper.visible, carry.state)
     notes = jax.eval_shape(stepper.notes, carry)
     buffer, noted = jax.tree.map(lambda leaf: jnp.zeros((slots, *leaf.shape), leaf.dtype), (shapes, notes))
@@ -94,7 +100,7 @@ def _advance(
     zero = jnp.zeros((), jnp.result_type(int))
     # Saved times that a full buffer left over come first, so that no step is tried while one is due.
     first = _Chunk(carry, next_save, zero, zero, buffer, noted)
-    return jax.lax.while_loop(unfinished, body, jax.lax.while_loop(saved, save, first))
+    return _sharding.everywhere(jax.lax.while_loop(unfinished, body, jax.lax.while_loop(saved, save, first)), mesh)
 
 
 @eqx.filter_jit
@@ -122,12 +128,17 @@ def drive(
     """Run a stepper to its end, saving at the clocks in `grid`; `explain` tells why one ended early.
 
     Memory: the carry, a buffer of at most `options.buffer_bytes`, and the record; none grows with the number of steps.
+
+    Processes that share a problem's mesh all run this, and get the same trajectory. What depends on the time that has
+    passed is decided by process 0, which alone reports and writes.
     """
     began = clock_of.monotonic()
+    mesh = record.mesh
+    shared = _sharding.is_shared(mesh)
     seconds_before = 0.0  # of earlier attempts at this run
     bytes_per_save = max(1, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
     slots = int(np.clip(options.buffer_bytes // bytes_per_save, 1, min(len(_padded(grid)), 256)))
-    carry = stepper.init(state, jnp.asarray(end))
+    carry = _sharding.everywhere(stepper.init(_sharding.everywhere(state, mesh), jnp.asarray(end)), mesh)
     device_end = jnp.asarray(end, carry.clock.dtype)
     grid, end = grid.astype(carry.clock.dtype), device_end.item()  # one rounding for both sides
     device_grid = jnp.asarray(_padded(grid))
@@ -167,7 +178,7 @@ def drive(
             store.save(carry, record, next_save=next_save, tried=tried, seconds=seconds(), finished=code)
 
     def report(done: bool) -> None:
-        if progress is not None:
+        if progress is not None and _sharding.is_first(shared):
             fraction = 1.0 if done else (carry.clock.item() - first) / (end - first)
             now = float(stepper.time(carry.clock))
             cost, evaluations = record.last_cost, int(carry.spent.evaluations)
@@ -181,21 +192,24 @@ def drive(
             loaded = store.load(carry, record)
             if loaded is not None:
                 carry, next_save, tried, seconds_before, finished = loaded
+                carry = _sharding.everywhere(carry, mesh)
                 stats["resumed_at"] = float(stepper.time(carry.clock))
         if conditions.tests and "resumed_at" not in stats:
             carry = _test(stepper, conditions, carry)  # a start that meets a condition needs no step
         while finished is None:
             chunk_began = clock_of.monotonic()
             tries = jnp.asarray(min(chunk_tries, options.max_steps - tried))
-            chunk = _advance(stepper, conditions, carry, device_grid, device_end, jnp.asarray(next_save), tries, slots)
+            saved_so_far = jnp.asarray(next_save)
+            chunk = _advance(stepper, conditions, carry, device_grid, device_end, saved_so_far, tries, slots, mesh)
             carry, filled = jax.block_until_ready(chunk.carry), int(chunk.filled)
             tried, seen = tried + int(chunk.tried), record.n
             if filled:
                 saved = np.asarray(stepper.time(grid[next_save : next_save + filled]), float)
                 next_save += filled
                 record.extend(saved, chunk.buffer, chunk.notes)
+            late = _sharding.from_first(clock_of.monotonic() >= deadline, shared)
             if next_save == len(grid) or grid[next_save] > carry.clock.item():
-                finished = _ending(carry, conditions, end, options.max_steps - tried, deadline)
+                finished = _ending(carry, conditions, end, options.max_steps - tried, bool(late))
             infinite = record.drop_after_infinite_cost(seen)
             if infinite:
                 finished = "nonfinite"
@@ -211,7 +225,7 @@ def drive(
             if finished is not None and not cut_short:
                 save(finished)
             report(done=finished is not None)
-            took = clock_of.monotonic() - chunk_began
+            took = _sharding.from_first(clock_of.monotonic() - chunk_began, shared)
             chunk_tries = max(1, chunk_tries * 2 if took < options.chunk_seconds else chunk_tries // 2)
     except (ObserverError, CheckpointError) as error:
         error.trajectory = record.trajectory(result("interrupted"), so_far())
@@ -229,7 +243,7 @@ def _padded(grid: Real[np.ndarray, " T"]) -> Real[np.ndarray, " S"]:
     return np.concatenate([grid, np.full(size - len(grid), never, grid.dtype)])
 
 
-def _ending(carry: Carry, conditions: Conditions, end: float | int, tries_left: int, deadline: float) -> str | None:
+def _ending(carry: Carry, conditions: Conditions, end: float | int, tries_left: int, late: bool) -> str | None:
     """Name the reason why the run is over, or give `None`."""
     code = int(carry.code)
     if code > RUNNING:
@@ -240,4 +254,4 @@ def _ending(carry: Carry, conditions: Conditions, end: float | int, tries_left: 
         return "completed"
     if tries_left <= 0:
         return "max_steps"
-    return "wall_seconds" if clock_of.monotonic() >= deadline else None
+    return "wall_seconds" if late else None

@@ -129,22 +129,23 @@ def follow(
         bool(kinks(problem, params)) and _jacobians_fit(problem, params),
     )
     grid = save_times(times, start, end)
+    record = Record(
+        state,
+        len(grid) + 1,
+        constant=constant,
+        problem=problem,
+        observation=Observation(observe, problem, params),
+        options=options,
+    )
     return drive(
         stepper,
         bind(stop, problem, constant),
         state,
         grid,
         end,
-        Record(
-            state,
-            len(grid) + 1,
-            constant=constant,
-            problem=problem,
-            observation=Observation(observe, problem, params),
-            options=options,
-        ),
+        record,
         wall_seconds=None if stop is None else stop.wall_seconds,
-        store=open_store(checkpoint),
+        store=open_store(checkpoint, record),
         progress=progress,
         options=options,
         explain=_explanation(flow, problem, params, constant),

@@ -1,5 +1,6 @@
 """What must not change between two attempts at the same run: digests of programs, arrays and functions."""
 
+import copy
 import hashlib
 import re
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .. import _sharding
+from ..problem import Problem
 from ..trees import PyTree
 
 
@@ -18,11 +21,30 @@ def arrays_of(tree: PyTree) -> list[Any]:
     return [leaf for leaf in jax.tree.leaves(tree) if eqx.is_array(leaf)]
 
 
+def gathered(tree: PyTree) -> PyTree:
+    """Replace problems on a mesh by the same ones without, in the host's memory: a run is the same on any devices."""
+
+    def one(node: Any) -> Any:
+        if not isinstance(node, Problem) or node.mesh is None:
+            return node
+        whole = copy.copy(node)
+        with _sharding.in_host_memory(node.mesh):
+            for name in ("_inputs", "_targets", "_weights"):
+                rows = getattr(node, name)
+                whole_rows = None if rows is None else jnp.asarray(_sharding.on_host(rows)[: node.n_samples])
+                object.__setattr__(whole, name, whole_rows)
+        object.__setattr__(whole, "mesh", None)
+        object.__setattr__(whole, "_repeated", 0)
+        return whole
+
+    return jax.tree.map(one, tree, is_leaf=lambda node: isinstance(node, Problem))
+
+
 def plain(array: Any) -> np.ndarray:
     """Turn an array into one of numpy's own dtypes: random keys into their data, bfloat16 into integers."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
-    array = np.asarray(array)
+    array = _sharding.on_host(array)
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from .. import _sharding
 from ..errors import ObserverError, UnknownNameError
 from ..problem import AbstractProblem
 from ..trees import PyTree
@@ -85,7 +86,7 @@ class Observation:
                     value, states[name] = observer.update(self.problem, own, time, states[name])
                 else:
                     value = observer(self.problem, own)
-                row[name] = np.asarray(jax.device_get(value))
+                row[name] = np.asarray(_sharding.fetched(value))
                 if row[name].dtype.kind == "V":  # bfloat16 and the like, which no file of numpy's can hold
                     row[name] = row[name].astype(np.float32)
             except Exception as error:

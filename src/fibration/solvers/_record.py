@@ -7,10 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from .. import _sharding
 from ..errors import MemoryBudgetError
-from ..problem import AbstractProblem
+from ..problem import AbstractProblem, mesh_of
 from ..trees import PyTree
 from ._observe import Observation
 from ._options import Options
@@ -45,11 +47,16 @@ class Record:
         self.noted: dict[str, list[np.ndarray]] = {}
         self.n = 0
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the problem's samples are divided over, or `None`."""
+        return None if self.problem is None else mesh_of(self.problem)
+
     def extend(self, times: Float[np.ndarray, " k"], states: PyTree, notes: Mapping[str, Array]) -> None:
         """Add saved times: `states` is a pytree with a leading axis of at least k rows, as are the method's notes."""
         count = len(times)
         costs = None if self.problem is None else _costs(self.problem, self.constant, states, jnp.asarray(count))
-        host = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
+        host = [_sharding.on_host(leaf) for leaf in jax.tree.leaves(states)]
         new = slice(self.n, self.n + count)
         for target, source in zip(self.leaves, host, strict=True):
             if self.options.save == "all":
@@ -58,7 +65,7 @@ class Record:
                 target[0] = source[count - 1]
         self.times[new] = times
         if self.costs is not None and costs is not None:
-            self.costs[new] = costs[:count]
+            self.costs[new] = _sharding.on_host(costs)[:count]
         for name, values in notes.items():
             self.noted.setdefault(name, []).extend(np.asarray(values[:count]))
         self.n += count

@@ -166,18 +166,18 @@ def solve_field(
         end,
         record,
         wall_seconds=wall_seconds,
-        store=open_store(checkpoint),
+        store=open_store(checkpoint, record),
         progress=progress,
         options=options,
         explain=explain,
     )
 
 
-def open_store(checkpoint: Checkpoint | str | os.PathLike[str] | None) -> CheckpointStore | None:
+def open_store(checkpoint: Checkpoint | str | os.PathLike[str] | None, record: Record) -> CheckpointStore | None:
     """Open the checkpoint directory, if there is to be one."""
     if checkpoint is None:
         return None
-    return CheckpointStore(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint))
+    return CheckpointStore(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint), record.mesh)
 
 
 def check_problem(problem: Any) -> None:

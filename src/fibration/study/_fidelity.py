@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
-from .. import datasets, fidelity, networks
+from .. import fidelity
 from ..curvature import Sharpness
 from ..flows import GradientFlow
-from ..problem import AbstractProblem, Problem
+from ..problem import AbstractProblem
 from ..solvers import Options, Trajectory, descend, integrate
 from ..solvers._options import ProgressCallback
 from ..trees import PyTree
@@ -109,33 +108,3 @@ def fidelity_study(
         )
         step_sizes.append(step_size)
     return FidelityStudy(flow, tuple(descents), tuple(step_sizes), stable, dict(facts or {}))
-
-
-def digits_fidelity(
-    *, quick: bool = False, seed: int = 0, progress: Callable[[str], ProgressCallback] | None = None
-) -> FidelityStudy:
-    """Run the demonstration: a tanh network on scikit-learn's digits, squared error on one-hot labels.
-
-    500 images, centred, 64-32-10, t1 = 1500; `quick`: 200 images, 64-16-10, t1 = 200. Meant for float64 (enable it
-    first); about 35 s on two cores, or 10 s for `quick`.
-
-    ```python
-    study = fb.study.digits_fidelity(quick=True, progress=fb.study.ProgressBar().task)
-    ```
-    """
-    samples, hidden, t1 = (200, 16, 200.0) if quick else (500, 32, 1500.0)
-    inputs, targets = datasets.digits(samples=samples, one_hot=True)
-    inputs = inputs - inputs.mean(axis=0)
-    sizes = (64, hidden, 10)
-    apply, params = networks.mlp(sizes, "tanh", key=jax.random.key(seed))
-    problem = Problem(apply, inputs, targets)
-    facts = {
-        "data": f"scikit-learn digits, {samples} images of 8 × 8, centred; one-hot labels",
-        "network": "-".join(map(str, sizes)) + ", tanh",
-        "loss": "squared error, C = (1/2N) Σ |x − y|²",
-        "parameters": problem.n_parameters(params),
-        "residuals": problem.n_residuals,
-        "dtype": str(jax.tree.leaves(params)[0].dtype),
-        "seed": seed,
-    }
-    return fidelity_study(problem, params, t1=t1, progress=progress, facts=facts)

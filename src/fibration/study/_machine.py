@@ -11,9 +11,10 @@ import jax
 from .._version import __version__
 
 EXTRAS = {
-    "report": ("jinja2", "matplotlib", "plotly"),
-    "scale": ("dask", "distributed", "pyarrow", "zarr"),
+    "report": ("jinja2", "matplotlib", "plotly", "tornado"),
+    "scale": ("dask", "distributed", "pyarrow"),
     "flax": ("flax",),
+    "nufft": ("jax_finufft",),
     "torch": ("torch", "torchax"),
 }
 
@@ -47,7 +48,7 @@ def extras() -> dict[str, list[str]]:
     ```python
     >>> import fibration as fb
     >>> sorted(fb.study.extras())
-    ['flax', 'report', 'scale', 'torch']
+    ['flax', 'nufft', 'report', 'scale', 'torch']
 
     ```
     """

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float
 
+from .. import _sharding
 from ..trees import PyTree
 from ._diagnosis import Outcome, climbed, outcome
 from ._differential import Differential
@@ -21,7 +22,8 @@ class DenseFactor(Factor):
     out of the range. Building costs 4·max(M, K)·n² operations, and about 20n³ more where singular values are needed;
     each damping about 7n³, or n² with singular values; each rhs a product with Q. Holds max(M, K)·n + 5n² numbers.
 
-    Singular values up to max(M, K)·eps·σ_max count as zero, with damping too.
+    Singular values up to max(M, K)·eps·σ_max count as zero, with damping too. On several devices D is gathered, and
+    each of them computes and holds all of this.
     """
 
     q: Float[Array, "L n"]
@@ -36,7 +38,7 @@ class DenseFactor(Factor):
     ) -> None:
         self.products = Products(differential) if products is None else products
         self.asked, self.spectral = asked, spectral
-        matrix = differential.jacobian().astype(self.products.dtype)
+        matrix = _sharding.everywhere(differential.jacobian().astype(self.products.dtype), differential.mesh)
         self.q, self.r = jnp.linalg.qr(matrix.T if self.wide else matrix)
         n = self.r.shape[0]
 

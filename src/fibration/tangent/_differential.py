@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import lineax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .. import trees
+from .. import _sharding, trees
 from ..errors import EmptyDataError, ParameterError, ShapeError
-from ..problem import AbstractProblem, Problem, StackedProblem
+from ..problem import AbstractProblem, Problem, StackedProblem, mesh_of
 from ..trees import PyTree
 from ._gram import gram_matrix
 
@@ -56,6 +58,11 @@ class Differential(eqx.Module):
         """The problem's blocks of data."""
         return blocks_of(self.problem)
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the rows are divided over, or `None`."""
+        return mesh_of(self.problem)
+
     def row_scales(self) -> Float[Array, " M"] | None:
         """The factors √(wᵢ/N) of the rows, or `None` if they are not scaled."""
         return jnp.concatenate([row_scale(block) for block in self.blocks]) if self.scaled else None
@@ -74,14 +81,14 @@ class Differential(eqx.Module):
         return Linearised(value, jvp, lambda cotangent: transpose(cotangent)[0])
 
     def jacobian(self) -> Float[Array, "M K"]:
-        """Compute the matrix D; M·K numbers."""
+        """Compute the matrix D; M·K numbers, divided over the devices by rows."""
         parts: list[Array] = []
         for block in self.blocks:
             rows = _jacobian_of_samples(block, self.params, self.constant)
             parts.append(rows.reshape(-1, rows.shape[-1]))
         matrix = jnp.concatenate(parts)
         scales = self.row_scales()
-        return matrix if scales is None else scales[:, None] * matrix
+        return _sharding.by_rows(matrix if scales is None else scales[:, None] * matrix, self.mesh)
 
     def gram(self, method: str = "auto") -> Float[Array, "M M"]:
         """Compute D Dᵀ; see `fibration.tangent.gram`."""
@@ -149,16 +156,23 @@ def row_scale(block: Problem) -> Float[Array, " M"]:
 
 
 def _jacobian_of_samples(block: Problem, params: PyTree, constant: PyTree) -> Float[Array, "N Q K"]:
-    """Compute every sample's own Jacobian: by rows, or by columns if there are fewer parameters than outputs."""
+    """Compute every sample's own Jacobian."""
+    jacobians = Partial(_jacobians, block.apply, block.n_outputs, params, constant)
+    rows = _sharding.each_own(jacobians, block.mesh)(block._inputs)
+    return rows[: block.n_samples] if block._repeated else rows
+
+
+def _jacobians(apply: Any, n_outputs: int, params: PyTree, constant: PyTree, inputs: Array) -> Float[Array, "n Q K"]:
+    """Compute Jacobians by rows, or by columns if there are fewer parameters than outputs."""
     flat, unravel = ravel_pytree(params)
 
     def one(x: Array) -> Array:
         def outputs(vector: Array) -> Array:
-            return jnp.atleast_1d(block.apply(eqx.combine(unravel(vector), constant), x))
+            return jnp.atleast_1d(apply(eqx.combine(unravel(vector), constant), x))
 
-        return (jax.jacfwd if flat.size < block.n_outputs else jax.jacrev)(outputs)(flat)
+        return (jax.jacfwd if flat.size < n_outputs else jax.jacrev)(outputs)(flat)
 
-    return jax.vmap(one)(block.inputs)
+    return jax.vmap(one)(inputs)
 
 
 def operator(problem: AbstractProblem, params: PyTree) -> lineax.AbstractLinearOperator:
@@ -206,7 +220,8 @@ def jacobian(problem: AbstractProblem, params: PyTree) -> Float[Array, "M K"]:
     **Raises:** `ApplyError`, `ParameterError`.
 
     Every sample is differentiated by itself, so that it costs Q backward passes of the whole batch (or K forward ones,
-    if that is fewer), and not N·Q. Allocates N·Q·K numbers: `gram` and `operator` do not.
+    if that is fewer), and not N·Q. Allocates N·Q·K numbers: `gram` and `operator` do not. With a mesh each device has
+    the rows of its own samples; if N·Q cannot be so divided, the matrix is returned whole to every device.
 
     **Source:** Chen and Muñoz Ewald, arXiv 2408.01517, section 2.
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial import KDTree
 
-from .. import trees
+from .. import _sharding, trees
 from ..problem import AbstractProblem, Problem
 from ..trees import PyTree
 from ._differential import Differential
@@ -125,7 +125,7 @@ def _names(samples: Sequence[tuple[int, int]], n_blocks: int) -> str:
 
 
 def _rows(block: Problem) -> Float[np.ndarray, "n d"]:
-    return np.asarray(block.inputs).reshape(block.n_samples, -1).astype(float)
+    return _sharding.on_host(block.inputs).reshape(block.n_samples, -1).astype(float)
 
 
 def _identical(differential: Differential) -> list[str]:
@@ -133,7 +133,7 @@ def _identical(differential: Differential) -> list[str]:
     found: list[str] = []
     for number, block in enumerate(differential.blocks):
         _, group, counts = np.unique(_rows(block), axis=0, return_inverse=True, return_counts=True)
-        targets = np.asarray(block.targets).reshape(block.n_samples, -1)
+        targets = _sharding.on_host(block.targets).reshape(block.n_samples, -1)
         for index in np.flatnonzero(counts > 1):
             members: Int[np.ndarray, " g"] = np.flatnonzero(group.reshape(-1) == index)
             names = _names([(number, int(member)) for member in members], len(differential.blocks))
@@ -152,10 +152,11 @@ def _identical(differential: Differential) -> list[str]:
 def _immobile(differential: Differential) -> list[str]:
     """Find the rows and the columns of D that are zero: they are where its products with random vectors are."""
     rows, columns = _zeros(differential)
+    rows = _sharding.on_host(rows)
     found: list[str] = []
     samples, start_of = [], 0
     for number, block in enumerate(differential.blocks):
-        part = np.asarray(rows[start_of : start_of + block.n_residuals]).reshape(block.n_samples, block.n_outputs)
+        part = rows[start_of : start_of + block.n_residuals].reshape(block.n_samples, block.n_outputs)
         samples += [(number, int(index)) for index in np.flatnonzero(part.any(axis=1))]
         start_of += block.n_residuals
     if samples:

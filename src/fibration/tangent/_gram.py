@@ -1,5 +1,6 @@
 """The Gram matrix D Dᵀ of the differential, without the Jacobian wherever that is cheaper."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -8,12 +9,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
-from .. import _validation
+from .. import _sharding, _validation
 from ..problem import AbstractProblem
 from ..trees import PyTree
 from ._factors import Factors, contract, factors
+from ._gram_rows import assemble_rows
 from ._plan import Block, Plan, plan, trace
 
 if TYPE_CHECKING:
@@ -28,9 +32,10 @@ def gram_matrix(differential: "Differential", method: str = "auto") -> Float[Arr
     if method == "jacobian":
         return _by_jacobian(differential)
     leaves = jax.tree.leaves(differential.params)
-    problems = differential.blocks
-    blocks = [trace(block, differential.params, differential.constant) for block in problems]
-    inputs = [block.inputs for block in problems]
+    problems, mesh = differential.blocks, differential.mesh
+    blocks = [trace(block, differential.params, differential.constant, mesh) for block in problems]
+    # Blocks without a mesh are divided here, as those with one already are.
+    inputs = [block._inputs if block.mesh is not None else _sharding.place(block._inputs, mesh) for block in problems]
     found = plan(blocks, inputs, leaves, "pairs" if method == "structured" else None)
     budget = min(block.memory_budget for block in problems)
     m, k = differential.shape
@@ -44,19 +49,23 @@ def gram_matrix(differential: "Differential", method: str = "auto") -> Float[Arr
         samples.append(ones if scales is None else scales[start : start + block.n_residuals : block.n_outputs])
         start += block.n_residuals
     sources = [
-        _Source(block, i, found, leaves, inputs[i], samples[i], budget / len(blocks)) for i, block in enumerate(blocks)
+        _Source(block, i, found, leaves, inputs[i], samples[i], budget / len(blocks), mesh)
+        for i, block in enumerate(blocks)
     ]
-    return _assemble(sources)
+    return _assemble(sources) if mesh is None else assemble_rows(sources, mesh)
 
 
 def _by_jacobian(differential: "Differential") -> Float[Array, "M M"]:
     matrix = differential.jacobian()
-    product = matrix @ matrix.T
-    return (product + product.T) / 2  # symmetric to the last digit
+    product = _sharding.by_rows(matrix @ matrix.T, differential.mesh)
+    return _sharding.by_rows((product + product.T) / 2, differential.mesh)  # symmetric to the last digit
 
 
 class _Source:
-    """The factors of any tile of samples of a block: held, if they fit the budget, or computed when asked for."""
+    """The factors of any tile of samples of a block: held, if they fit the budget, or computed when asked for.
+
+    With a mesh a tile has `size` samples of every device, and the budget is each device's.
+    """
 
     def __init__(
         self,
@@ -67,35 +76,50 @@ class _Source:
         inputs: Array,
         scales: Array,
         budget: float,
+        mesh: Mesh | None,
     ) -> None:
-        self.block, self.inputs, self.scales = block, inputs, scales
-        self.one = lambda x, scale: factors(block, index, plan, leaves, x, scale)
-        n, each = block.n_samples, _bytes_of(self.one, inputs, scales)
+        devices = _sharding.count(mesh)
+        self.block, self.inputs, self.mesh = block, inputs, mesh
+        # Samples that are there twice get the scale, and thus the cotangents, zero.
+        self.scales = scales if mesh is None else jnp.pad(scales, (0, inputs.shape[0] - scales.shape[0]))
+        self.of_batch = Partial(_factors_of_batch, block, index, plan, block.program.consts, list(leaves))
+        one = Partial(factors, block, index, plan, list(leaves))
+        self.own, each = inputs.shape[0] // devices, _bytes_of(one, inputs, scales)
+        self.n_rows = block.n_samples * block.n_outputs
         held_by_pairs = math.sqrt(budget / (4 * scales.dtype.itemsize * plan.per_pair[index]))
-        per_tile = min(_TILE / block.n_outputs, budget / (4 * each), held_by_pairs)
-        self.count = math.ceil(n / max(1, per_tile))
-        self.size = math.ceil(n / self.count)
+        per_tile = min(_TILE / block.n_outputs, held_by_pairs) / math.sqrt(devices)
+        per_tile = min(per_tile, budget / (4 * each * devices))
+        self.count = math.ceil(self.own / max(1, per_tile))
+        self.size = math.ceil(self.own / self.count)
         self.held: Factors | None = None
-        if n * each <= budget / 2:
-            self.held = self._computed(inputs, scales)
+        if self.own * each <= budget / 2:
+            self.held = self._computed(inputs, self.scales)
 
     def _computed(self, inputs: Array, scales: Array) -> Factors:
-        return jax.vmap(self.one)(inputs, scales)
+        return _sharding.each_own(self.of_batch, self.mesh)(inputs, scales)
 
     def start(self, number: Array) -> Array:
         """Tell the first sample of a tile; the last tile overlaps the one before."""
-        return jnp.minimum(number * self.size, self.block.n_samples - self.size)
+        return jnp.minimum(number * self.size, self.own - self.size)
 
     def tile(self, number: Array) -> Factors:
         """Give the factors of a tile."""
         start = self.start(number)
 
         def cut(array: Array) -> Array:
-            return jax.lax.dynamic_slice_in_dim(array, start, self.size)
+            return _sharding.part_of_each(array, start, self.size, self.mesh)
 
         if self.held is not None:
             return jax.tree.map(cut, self.held)
         return self._computed(cut(self.inputs), cut(self.scales))
+
+
+def _factors_of_batch(
+    block: Block, index: int, plan: Plan, consts: Sequence[Any], leaves: Sequence[Array], inputs: Array, scales: Array
+) -> Factors:
+    """Compute the factors of some samples; `consts` are what the block's program closes over."""
+    block = dataclasses.replace(block, program=block.program.replace(consts=list(consts)))
+    return jax.vmap(lambda x, scale: factors(block, index, plan, leaves, x, scale))(inputs, scales)
 
 
 def _bytes_of(one: Any, inputs: Array, scales: Array) -> int:
@@ -156,7 +180,8 @@ def gram(problem: AbstractProblem, params: PyTree, method: str = "auto") -> Floa
 
     Allocates the matrix, and the a and b of all samples or, if these would take more than half of
     `problem.memory_budget`, of two tiles of samples at a time. The result does not depend on the budget but for
-    rounding.
+    rounding. With a mesh each of d devices computes and holds the N·Q/d rows of its own samples, and is sent the a and
+    b of all others; if d does not divide N·Q, the matrix is returned whole to every device.
 
     **Source:** derived; for dense layers it is the sum of Khatri–Rao products of Chen and Muñoz Ewald's D Dᵀ
     (arXiv 2408.01517), as used for empirical kernels (Novak and others, arXiv 2206.08720).

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_factor, cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
+from .. import _sharding
 from ..trees import PyTree
 from ._dense import DenseFactor
 from ._diagnosis import UNKNOWN, Outcome, climbed, outcome
@@ -37,7 +38,8 @@ class GramFactor(Factor):
     - `eigh`: singular values down to √(M·eps)·σ_max; smaller ones count as zero.
 
     κ² is (σ_max² + λ)/(σ_min² + λ). Holds M² numbers, and M² more at a damping; each rhs costs a few products with G's
-    factor and with D.
+    factor and with D. On d devices each holds M²/d numbers of G; a Cholesky factorisation, or eigenvectors, need all of
+    it, so that G is gathered and the M² numbers of the factor are held by every device.
     """
 
     gram: Float[Array, "M M"]
@@ -49,11 +51,16 @@ class GramFactor(Factor):
         self.gram = differential.gram().astype(self.products.dtype)
         self.spectrum = None
         if ladder[0] == "eigh":
-            squares, vectors = jnp.linalg.eigh(self.gram)
+            squares, vectors = jnp.linalg.eigh(self.gathered)
             self.spectrum = squares, vectors
             self.sigma_max = jnp.sqrt(jnp.maximum(squares[-1], 0))
         else:
             self.sigma_max = jnp.sqrt(largest(lambda z: self.gram @ z, start(len(self.gram), self.gram.dtype)))
+
+    @property
+    def gathered(self) -> Float[Array, "M M"]:
+        """The whole Gram matrix on every device."""
+        return _sharding.everywhere(self.gram, self.differential.mesh)
 
     def at(self, damping: Number = 0.0, rtol: float | None = None) -> "DampedGram":
         """Factorise G + λI."""
@@ -64,7 +71,7 @@ class GramFactor(Factor):
         if self.ladder[0] == "pcg":
             shift = damping + 5 * self.products.eps * jnp.trace(self.gram)
         n, k = self.differential.shape
-        cholesky, least = factor_and_least(self.gram, shift)
+        cholesky, least = factor_and_least(self.gathered, shift)
         if n > k:  # DDᵀ is singular, whatever rounding made of it
             least = jnp.minimum(least, shift)
         return DampedGram(damping, self, cholesky, least, rtol)
@@ -151,7 +158,7 @@ class DampedGram(Damped):
         factor, cholesky = self.factor, self.cholesky
         if factor.ladder[0] != "pcg":
             shift = self.damping + 5 * factor.products.eps * jnp.trace(factor.gram)
-            cholesky = cho_factor(shifted(factor.gram, shift), lower=True)[0]
+            cholesky = cho_factor(shifted(factor.gathered, shift), lower=True)[0]
 
         def precondition(residual: PyTree) -> PyTree:
             return cho_solve((cholesky, True), residual)
@@ -180,7 +187,7 @@ class DampedGram(Damped):
 
     def _eigh(self, rhs: Float[Array, " M"], zero: PyTree) -> Rung:
         factor = self.factor
-        squares, vectors = jnp.linalg.eigh(factor.gram) if factor.spectrum is None else factor.spectrum
+        squares, vectors = jnp.linalg.eigh(factor.gathered) if factor.spectrum is None else factor.spectrum
         floor = len(squares) * factor.products.eps
         keep = squares > max(floor, 0.0 if self.rtol is None else self.rtol**2) * jnp.abs(squares[-1])
         gains = jnp.where(keep, 1 / jnp.where(keep, squares + self.damping, 1), 0)
@@ -204,7 +211,7 @@ class NormalFactor(Factor):
 
     Refined through D as the normal equations' residual Dᵀ(rhs − Dv) − λv: the accuracy of a QR factorisation for κ up
     to about ½u^{-½}; beyond, or for lower rank, the solve goes on to the QR factorisation itself. Forming it costs MK²
-    operations and allocates D.
+    operations and allocates D. On several devices each multiplies its own rows of D, and every one holds DᵀD.
     """
 
     normal: Float[Array, "K K"]
@@ -212,7 +219,7 @@ class NormalFactor(Factor):
     def __init__(self, differential: Differential, asked: str) -> None:
         self.products, self.asked = Products(differential), asked
         matrix = differential.jacobian().astype(self.products.dtype)
-        self.normal = matrix.T @ matrix
+        self.normal = _sharding.everywhere(matrix.T @ matrix, differential.mesh)
         self.sigma_max = jnp.sqrt(largest(lambda x: self.normal @ x, start(matrix.shape[1], matrix.dtype)))
 
     def at(self, damping: Number = 0.0, rtol: float | None = None) -> "DampedNormal":

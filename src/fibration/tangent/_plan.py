@@ -9,8 +9,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr
+from jax.sharding import Mesh
 from jaxtyping import Array
 
+from .. import _sharding
 from ..problem import Problem
 from ..trees import PyTree
 from ._trace import Fixed, Tracer, plain
@@ -65,15 +67,18 @@ class Block:
         return jnp.atleast_1d(plain(found[0])), tracer
 
 
-def trace(block: Problem, state: PyTree, constant: PyTree) -> Block:
-    """Trace `apply` on one sample."""
+def trace(block: Problem, state: PyTree, constant: PyTree, mesh: Mesh | None = None) -> Block:
+    """Trace `apply` on one sample; with a mesh, as the program of a single device."""
     structure = jax.tree.structure(state)
 
     def one(*arguments: Array) -> Any:
         *leaves, x = arguments
         return block.apply(eqx.combine(jax.tree.unflatten(structure, leaves), constant), x)
 
-    program = jax.make_jaxpr(one)(*jax.tree.leaves(state), block.inputs[0])
+    given = [*jax.tree.leaves(state), block.inputs[0]]
+    if mesh is not None:
+        given = _sharding.placeless(given)
+    program = jax.make_jaxpr(one)(*given)
     return Block(program, block.n_samples, block.n_outputs)
 
 

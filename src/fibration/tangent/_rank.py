@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .. import trees
+from .. import _sharding, trees
 from ..errors import NonFiniteDataError
 from ..trees import PyTree
 from ._differential import Differential, checked
@@ -49,7 +49,7 @@ def rank(problem: Any, params: PyTree, rtol: Any = None) -> RankReport:
     differential = checked(problem, params)
     m, k = differential.shape
     dense = fits(differential, 3 * m * k)
-    sigma, vectors = (np.asarray(part) for part in _decomposition(differential, dense))
+    sigma, vectors = (_sharding.on_host(part) for part in _decomposition(differential, dense))
     if not np.all(np.isfinite(sigma)):
         raise NonFiniteDataError(
             "the differential of the outputs holds NaN or infinity",
@@ -85,9 +85,10 @@ def rank(problem: Any, params: PyTree, rtol: Any = None) -> RankReport:
 @eqx.filter_jit
 def _decomposition(differential: Differential, dense: bool) -> tuple[Array, Array]:
     if dense:
-        u, sigma, _ = jnp.linalg.svd(differential.jacobian(), full_matrices=False)
+        matrix = _sharding.everywhere(differential.jacobian(), differential.mesh)
+        u, sigma, _ = jnp.linalg.svd(matrix, full_matrices=False)
         return sigma, u
-    squares, vectors = jnp.linalg.eigh(differential.gram())
+    squares, vectors = jnp.linalg.eigh(_sharding.everywhere(differential.gram(), differential.mesh))
     return jnp.sqrt(jnp.maximum(squares[::-1], 0)), vectors[:, ::-1]
 
 

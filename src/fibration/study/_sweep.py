@@ -1,0 +1,116 @@
+"""Sweeps over a dask cluster: one single-threaded process for each worker, and a store that outlives them all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Generator, Iterator, Mapping
+from typing import Any
+
+from ..errors import ClusterError, MissingExtraError
+from ._store import Store
+
+# What keeps a worker's numerics to the one core it has; set before JAX and LAPACK start in it.
+SINGLE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "NPROC": "1",  # XLA's pool of threads
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    "JAX_PLATFORMS": "cpu",
+}
+
+
+def on_cluster(
+    store: Store,
+    study: str,
+    todo: list[tuple[str, Mapping[str, Any]]],
+    retry: bool,
+    cluster: str,
+    workers: int | None,
+) -> Iterator[tuple[str, str]]:
+    """Run points on a cluster; yield each run with what became of it, in the order in which they end."""
+    kept = {record.id for record in store.records(study=study, status="done")}
+    yield from ((run, "kept") for run, _ in todo if run in kept)
+    rest = [(run, point) for run, point in todo if run not in kept]
+    if not rest:
+        return
+    distributed = _distributed()
+    path = str(store.path.resolve())
+    with _client(distributed, cluster, workers, len(rest)) as client:
+        try:
+            futures = {
+                client.submit(_task, path, dict(point), study, retry, key=f"{run}-{study}", pure=False): run
+                for run, point in rest
+            }
+            for future in distributed.as_completed(list(futures)):
+                yield futures[future], _outcome(future, client)
+                future.release()
+        except (OSError, TimeoutError, distributed.comm.core.CommClosedError) as error:
+            raise _lost(cluster, error) from error
+
+
+def _task(path: str, point: dict[str, Any], study: str, retry: bool) -> str:
+    """Run one point, in a worker."""
+    from ._runner import run_one
+
+    return run_one(Store(path), point, study, retry=retry)
+
+
+def _outcome(future: Any, client: Any) -> str:
+    if future.status == "finished":
+        return str(future.result())
+    if future.status in ("cancelled", "lost"):
+        raise _lost(str(getattr(client.scheduler, "address", "cluster")), None)
+    error = future.exception()
+    if type(error).__name__ == "KilledWorker":
+        return "lost"
+    raise error
+
+
+def _lost(cluster: str, error: BaseException | None) -> ClusterError:
+    detail = "" if error is None else f": {error}"
+    return ClusterError(
+        f"the cluster {cluster!r} is gone{detail}",
+        "a scheduler that lives as long as the sweep",
+        "what was done is in the store: `fibration resume` goes on with the rest",
+    )
+
+
+@contextlib.contextmanager
+def _client(distributed: Any, cluster: str, workers: int | None, most: int) -> Generator[Any]:
+    """Connect to a scheduler, or start one with its workers on this machine."""
+    if cluster == "local":
+        count = min(workers or len(os.sched_getaffinity(0)), most)
+        with tempfile.TemporaryDirectory(prefix="fibration-compiled-") as compiled:
+            local = distributed.LocalCluster(
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=None,
+                env=SINGLE_THREAD | {"JAX_COMPILATION_CACHE_DIR": compiled},  # what one compiled the others load
+                silence_logs="CRITICAL",
+            )
+            with local, distributed.Client(local) as client:
+                yield client
+        return
+    try:
+        client = distributed.Client(cluster, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no scheduler answers at {cluster!r}: {error}",
+            'a running dask scheduler, "tcp://host:port", or "local"',
+            "start one with `dask scheduler` and `dask worker`, or through dask-jobqueue or dask-kubernetes",
+        ) from error
+    with client:
+        yield client
+
+
+def _distributed() -> Any:
+    try:
+        import distributed
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{error.name} cannot be imported", "the extra `scale`", "pip install 'fibration[scale]'"
+        ) from error
+    return distributed

@@ -1,0 +1,177 @@
+"""Study files: what is wrong is said with its line, what is right is expanded into points."""
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fibration as fb
+from fibration.errors import MissingFileError, StudyFileError
+from fibration.study._document import identity, line_numbers
+from fibration.study._manifest import run_id
+
+GOOD = """
+name = "two widths"
+seeds = [3, 1]
+
+[data]
+source = "iris"
+samples = 20
+
+[network]
+kind = "mlp"
+hidden = [
+    4,
+]
+
+[runs.flow]
+kind = "flow"
+t1 = 1.0
+
+[runs.slow]
+kind = "descent"
+stable_fraction = 0.5
+t1 = 1.0
+
+[sweep]
+"network.hidden" = [[4], [8]]
+"runs.slow.stable_fraction" = [0.1, 0.5, 0.9]
+"""
+
+
+def write(tmp_path, text):
+    path = tmp_path / "study.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_the_points_are_the_product_of_axes_and_seeds(tmp_path):
+    study = fb.study.read_study(write(tmp_path, GOOD))
+    assert list(study.axes) == ["network.hidden", "runs.slow.stable_fraction", "seed"]
+    found = [(p["network"]["hidden"], p["runs"]["slow"]["stable_fraction"], p["seed"]) for p in study.points]
+    assert found == list(itertools.product([[4], [8]], [0.1, 0.5, 0.9], [3, 1]))
+    assert len({run_id(identity(point)) for point in study.points}) == 12
+    assert json.loads(json.dumps(study.points[0])) == study.points[0]
+
+
+CASES = [
+    ('source = "iris"', 'source = "iriss"', 6, ["data.source = 'iriss'", "wine", "did you mean 'iris'?"]),
+    ("samples = 20", "samples = -2", 7, ["data.samples = -2", "greater than or equal to 1"]),
+    ("samples = 20", "sampels = 2", 7, ["unknown key 'data.sampels'", "samples, source", "did you mean 'samples'?"]),
+    ("    4,", "    4, -8,", 11, ["network.hidden.1 = -8"]),
+    ('kind = "mlp"', 'kind = "mlp"\nactivation = "tahn"', 11, ["network.activation = 'tahn'", "did you mean 'tanh'?"]),
+    ('kind = "mlp"', 'kind = "mpl"', 10, ["network.kind = 'mpl'", "deep_linear", "did you mean 'mlp'?"]),
+    ('kind = "mlp"', "", 9, ["no key 'network.kind'", "add `kind"]),
+    ("seeds = [3, 1]", "seeds = [3, 3]", 3, ["seed lists a value twice"]),
+    ("seeds = [3, 1]", "seed = 3", None, ["`seeds`"]),
+    ("seeds = [3, 1]", "seeds = [-1]", 3, ["seeds"]),
+    ('name = "two widths"', "", None, ["no key 'name'"]),
+    ("[runs.flow]\nkind", "[runs.flow]\ntolerance = 1\nkind", 16, ["unknown key 'runs.flow.tolerance'", "rtol"]),
+    ('[runs.flow]\nkind = "flow"\nt1 = 1.0', '[runs.flow]\nkind = "flow"', 15, ["no key 'runs.flow.t1'"]),
+    ("stable_fraction = 0.5\n", "", 19, ["stable_fraction", "step_size"]),
+    ("stable_fraction = 0.5\n", 'stable_fraction = 0.5\nof = "nobody"\n', None, ["of = 'nobody'", "gradient flow"]),
+    ("samples = 20", 'samples = "20"', 7, ["data.samples = '20'", "integer"]),
+    ("samples = 20", "samples = 20\nstandardize = 1", 8, ["data.standardize = 1", "boolean"]),
+    ("t1 = 1.0\n\n[runs.slow]", "t1 = nan\n\n[runs.slow]", 17, ["runs.flow.t1 = nan"]),
+    ('"network.hidden" =', '"network.hiden" =', 25, ["unknown key 'network.hiden'", "did you mean 'hidden'?"]),
+    ('"network.hidden" =', '"netwrok.hidden" =', 25, ["[sweep] varies 'netwrok.hidden'", "did you mean 'network'?"]),
+    ("[[4], [8]]", "[[4], [-8]]", 25, ["network.hidden.0 = -8"]),
+    ("[[4], [8]]", "[[4], [4]]", 25, ["lists a value twice"]),
+    ("[[4], [8]]", "[]", 25, ["sweep.network.hidden"]),
+    ("[0.1, 0.5, 0.9]", "[0.1, true, [2]]", 26, ["runs.slow.stable_fraction = True"]),
+    ("[0.1, 0.5, 0.9]", "[0.1, 0.5, 0.9", None, ["TOML"]),
+    ('[data]\nsource = "iris"', '[data]\nsource = "csv"\npath = "no.csv"\ntarget = "y"', 9, ["samples"]),
+    ("[sweep]", '[diagnostics]\ncanonical = { index_set = "l2" }\n[sweep]', 25, ["index_set", "did you mean"]),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case[1][:30].replace("\n", " "))
+def test_what_is_wrong_is_named_with_its_line(tmp_path, case):
+    old, new, line, said = case
+    assert old in GOOD
+    with pytest.raises(StudyFileError) as caught:
+        fb.study.read_study(write(tmp_path, GOOD.replace(old, new, 1)))
+    message = str(caught.value)
+    for words in said:
+        assert words in message
+    assert line is None or f"study.toml:{line}:" in message
+
+
+def test_several_faults_are_told_at_once(tmp_path):
+    text = GOOD.replace("samples = 20", "samples = 0").replace('kind = "mlp"', 'kind = "mlp"\nwdith = 3')
+    with pytest.raises(StudyFileError) as caught:
+        fb.study.read_study(write(tmp_path, text))
+    assert "study.toml:7" in str(caught.value)
+    assert "study.toml:11" in str(caught.value)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match="fibration new"):
+        fb.study.read_study(tmp_path / "none.toml")
+    text = GOOD.replace('source = "iris"\nsamples = 20', 'source = "csv"\npath = "no.csv"\ntarget = "y"')
+    with pytest.raises(MissingFileError, match=r"study\.toml:7.*no\.csv"):
+        fb.study.read_study(write(tmp_path, text))
+
+
+def test_a_data_file_is_known_by_its_contents_and_not_by_its_place(tmp_path):
+    text = GOOD.replace('source = "iris"\nsamples = 20', 'source = "csv"\npath = "d.csv"\ntarget = "y"')
+    ids = []
+    for place, contents in (("a", "x,y\n1,2\n3,4\n"), ("b", "x,y\n1,2\n3,4\n"), ("c", "x,y\n1,2\n3,5\n")):
+        folder = tmp_path / place
+        folder.mkdir()
+        (folder / "d.csv").write_text(contents)
+        study = fb.study.read_study(write(folder, text))
+        assert study.points[0]["data"]["path"] == str(folder / "d.csv")
+        ids.append(run_id(identity(study.points[0])))
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_budgets_are_no_part_of_what_a_point_is(tmp_path):
+    plain = fb.study.read_study(write(tmp_path, GOOD)).points[0]
+    limited = fb.study.read_study(write(tmp_path, GOOD + "[budget]\nseconds = 3.0\n")).points[0]
+    assert limited["budget"]["seconds"] == 3.0
+    assert run_id(identity(plain)) == run_id(identity(limited))
+
+
+@pytest.mark.parametrize("name", ["sweep", "demo", "demo-quick"])
+def test_the_studies_that_are_shipped_are_in_order(name):
+    study = fb.study.read_study(fb.study.template(name))
+    assert len(study.points) == {"sweep": 27, "demo": 1, "demo-quick": 1}[name]
+
+
+def test_every_commented_choice_of_the_template_is_allowed(tmp_path):
+    text = fb.study.template("sweep").read_text("utf-8")
+    _, _, rest = text.partition("\n\n")
+    lines = []
+    for row in rest.splitlines():
+        bare = row.removeprefix("# ")
+        keep = row.startswith("# ") and ("=" in bare or bare.startswith("[runs")) and not bare.startswith("loss")
+        lines.append(bare if keep and not bare.startswith(("One", "Every")) else row)
+    study = fb.study.read_study(write(tmp_path, "\n".join(lines)))
+    assert study.study.diagnostics.certificate
+    assert study.study.budget.seconds == 600
+    assert "minimum" in study.study.runs
+
+
+KEYS = st.text("abcdef", min_size=1, max_size=3)
+VALUES = st.one_of(st.integers(), st.booleans(), st.lists(st.integers(), max_size=3))
+
+
+@given(st.dictionaries(KEYS, st.dictionaries(KEYS, VALUES, max_size=4), max_size=4), st.randoms())
+def test_line_numbers_are_those_of_the_statements(tables, random):
+    rows, expected = [], {}
+    for table, entries in tables.items():
+        rows += ["# a comment"] * random.randrange(3)
+        rows.append(f"[{table}]")
+        expected[(table,)] = len(rows)
+        for key, value in entries.items():
+            rows += [""] * random.randrange(2)
+            expected[table, key] = len(rows) + 1
+            if isinstance(value, list) and random.random() < 0.5:
+                rows += [f"{key} = [", *(f"  {entry}," for entry in value), "]"]
+            else:
+                rows.append(f"{key} = {str(value).lower()}")
+    found = line_numbers("\n".join(rows))
+    assert {key: line for key, line in found.items() if not isinstance(key[-1], int)} == expected
