@@ -100,7 +100,7 @@ def exact(quick):
         determinant, least = float(np.prod(found.singular_values)), float(found.singular_values[-1])
         same = determinant != 0 and not found.singular and least < 1e-10
         ours = f"{determinant:.1e}, σ_min {least:.1e} ± {found.uncertainty:.0e}, float64 rank {report.canonical.ranks}"
-        rows.append(row(f"standard tanh, M = K = 16, seed {seed}: |det H|, σ_min", ours, spec[seed], same))
+        rows.append(row(f"standard tanh, M = K = 16, seed {seed}: abs det H, σ_min", ours, spec[seed], same))
     return rows
 
 

@@ -134,8 +134,8 @@ def certificate(quick):
     kept = fb.tangent.rank(problem, run.final_params).singular_values[-1] / found.sigma
     promised = float(np.exp(-1.5))
     return [
-        row("4L|r|/σ², L sampled, at most 1", found.number, "≤ 1", found.number <= 1),
-        row("|r|/|r₀| and its bound", [left, promised], [8.4e-5, 0.223], left <= promised),
+        row("4L‖r‖/σ², L sampled, at most 1", found.number, "≤ 1", found.number <= 1),
+        row("‖r‖/‖r₀‖ and its bound", [left, promised], [8.4e-5, 0.223], left <= promised),
         row("displacement and its bound", [moved, found.radius], [3.3e-4, 1.5e-2], moved <= found.radius),
         row("σ_min at the end over that at the start", kept, 0.9999, kept >= 0.5),
     ]
@@ -187,7 +187,7 @@ def stalls(quick):
     rows += [
         row("zero tanh: rank", report.canonical.ranks["eps"], 1, report.canonical.ranks["eps"] == 1),
         row(f"zero tanh: Q after {steps} steps", run.costs[-1], 0.25, abs(run.costs[-1] - 0.25) < 1e-12),
-        row("zero tanh: |∇_w|, |∇_θ𝒬|, |H∇_θ𝒬|", [slope, size, felt], [0.0, 0.707, 1.2e-16], felt < 1e-14 < size),
+        row("zero tanh: ‖∇_w‖, ‖∇_θ𝒬‖, ‖H∇_θ𝒬‖", [slope, size, felt], [0.0, 0.707, 1.2e-16], felt < 1e-14 < size),
     ]
     rows += _copies(steps, basis, quick)
     apply, params = shallow(6, activation="relu")

@@ -16,6 +16,7 @@ from fibration import canonical as C
 from fibration.canonical import Basis, quadrature
 from fibration.canonical._experiments import _shallow_spectrum
 from fibration.canonical._lattice import coincident_modes
+from fibration.canonical._observer import _warn_of_rounding
 from fibration.canonical._structure import linear_in_inputs, n_rescalings
 from fibration.errors import (
     ApplyError,
@@ -303,6 +304,14 @@ def test_an_observer_follows_kinks_that_move():
     lost = watch.update(problem, moved | {"offset": jnp.full(1, jnp.inf)}, 2.0, state)[0]
     assert lost.shape == value.shape
     assert np.isnan(lost).all()
+
+
+def test_an_observer_in_float32_says_what_it_lost():
+    problem = fb.Problem(affine, np.full((2, 1), 0.5, np.float32), np.ones((2, 1), np.float32))
+    row = jnp.array([0.0, 0.0, 1e-9, 1.0, 0.1, 1.0, 1.0])
+    with pytest.warns(PrecisionWarning, match="float64"):
+        _warn_of_rounding(row, jnp.ones((), jnp.float32), problem, 4)
+    _warn_of_rounding(row, jnp.ones(()), small_problem(), 4)  # in float64 nothing is lost
 
 
 # Extreme scales and empty data.

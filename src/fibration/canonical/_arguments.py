@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .. import _validation
@@ -69,6 +70,24 @@ def as_theta(theta: Any, size: int) -> Array:
             f"theta is {given}", f"one row for each mode: ({size}, Q), or ({size},)", "see `fb.canonical.coordinates`"
         )
     return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
+
+
+def as_rows(name: str, values: Any, times: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Turn times (T,) and rows of numbers (T, r), T and r at least 1, into arrays.
+
+    **Raises:** `ShapeError`.
+    """
+    try:
+        rows, when = np.asarray(values, float), np.asarray(times, float)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"{name} or times are no numbers: {error}", "(T, r) and (T,)", "check their rows") from error
+    if rows.ndim != 2 or not rows.size or when.shape != rows.shape[:1]:
+        raise ShapeError(
+            f"{name} has shape {rows.shape} and times {when.shape}",
+            "(T, r) and (T,), T and r at least 1",
+            f"pass one row of {name} for each time",
+        )
+    return rows, when
 
 
 def epsilon(*trees: PyTree) -> float:

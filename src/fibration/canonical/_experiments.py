@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from .. import _validation, trees
 from ..errors import MemoryBudgetError, ParameterError, PrecisionWarning, ShapeError
 from ..trees import PyTree
-from ._arguments import as_count, as_positive, concrete, epsilon
+from ._arguments import as_count, as_positive, as_rows, concrete, epsilon
 from ._basis import Basis
 from ._coordinates import coordinates
 from ._disparity import disparity
@@ -308,17 +308,13 @@ def settling_times(theta: Any, target: Any, times: Any, part: Any = 0.1) -> Floa
 
     ```
     """
-    try:
-        rows, aim, when = (np.asarray(values, float) for values in (theta, target, times))
-    except (TypeError, ValueError) as error:
+    rows, when = as_rows("theta", theta, times)
+    aim = as_rows("target", [target], [0.0])[0][0]
+    if aim.shape != rows.shape[1:]:
         raise ShapeError(
-            f"no arrays of real numbers: {error}", "theta, target and times", "check their rows"
-        ) from error
-    if rows.ndim != 2 or not len(rows) or aim.shape != rows.shape[1:] or when.shape != rows.shape[:1]:
-        raise ShapeError(
-            f"theta has shape {rows.shape}, target {aim.shape} and times {when.shape}",
-            "(T, K), (K,) and (T,), T at least 1",
-            "pass one row of coordinates for each time, and one target for each column",
+            f"theta has shape {rows.shape} and target {aim.shape}",
+            "(T, K) and (K,)",
+            "pass one target for each column of theta",
         )
     distance = np.abs(rows - aim)
     away = ~(distance <= as_positive("part", part) * distance[0])  # so that what is not a number is away

@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import _validation
-from ..errors import ParameterError
+from ..errors import ParameterError, ShapeError
 from ..plots import Plot, Series
 from ..plots._extra import report_extra
 from ..plots._plot import Dash
+from ._arguments import as_rows
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -23,7 +24,7 @@ _HIGHEST = 6
 _SCALE = "cividis"
 
 
-def spectrum_plot(times: Any, singular_values: Float[np.ndarray, "T r"]) -> Plot:
+def spectrum_plot(times: Any, singular_values: Any) -> Plot:
     """Draw the singular values of H along a run, largest first: (T, r) at `times` (T,).
 
     ```python
@@ -35,11 +36,9 @@ def spectrum_plot(times: Any, singular_values: Float[np.ndarray, "T r"]) -> Plot
 
     ```
     """
-    values = np.asarray(singular_values)
+    values, times = as_rows("singular_values", singular_values, times)
     chosen = np.unique(np.linspace(0, values.shape[1] - 1, min(_MOST, values.shape[1])).round().astype(int))
-    series = [
-        Series(f"σ {i + 1}", np.asarray(times), values[:, i], *_style(place)) for place, i in enumerate(chosen, 1)
-    ]
+    series = [Series(f"σ {i + 1}", times, values[:, i], *_style(place)) for place, i in enumerate(chosen, 1)]
     return Plot(
         "What the network can change",
         "Singular values of the disparity matrix along the run: directions of functions far below the others "
@@ -51,7 +50,7 @@ def spectrum_plot(times: Any, singular_values: Float[np.ndarray, "T r"]) -> Plot
     )
 
 
-def frequency_plot(times: Any, theta: Float[np.ndarray, "T K"], target: Float[np.ndarray, " K"], degrees: Any) -> Plot:
+def frequency_plot(times: Any, theta: Any, target: Any, degrees: Any) -> Plot:
     """Draw how each total degree of the coordinates comes to its target: the distance over each shell.
 
     **Arguments:** `theta` (T, K) at `times` (T,), `target` (K,), `degrees` (K,), such as `basis.total_degrees`.
@@ -67,12 +66,20 @@ def frequency_plot(times: Any, theta: Float[np.ndarray, "T K"], target: Float[np
 
     ```
     """
-    distance, degrees = (np.asarray(theta) - np.asarray(target)) ** 2, np.asarray(degrees)
+    rows, times = as_rows("theta", theta, times)
+    target, degrees = (as_rows(name, [one], [0.0])[0][0] for name, one in (("target", target), ("degrees", degrees)))
+    if not target.shape == degrees.shape == rows.shape[1:]:
+        raise ShapeError(
+            f"theta has shape {rows.shape}, target {target.shape} and degrees {degrees.shape}",
+            "(T, K), (K,) and (K,)",
+            "pass `basis.total_degrees`, and one target for each column of theta",
+        )
+    distance = (rows - target) ** 2
     shells = [s for s in np.unique(degrees) if np.any(distance[0, degrees == s] > 0)][:_MOST]
     series = []
     for place, shell in enumerate(shells, 1):
-        rows = np.sqrt(distance[:, degrees == shell].sum(axis=1))
-        series.append(Series(f"degree {shell}", np.asarray(times), rows, *_style(place)))
+        apart = np.sqrt(distance[:, degrees == shell].sum(axis=1))
+        series.append(Series(f"degree {shell:g}", times, apart, *_style(place)))
     return Plot(
         "Coordinates by frequency",
         "Distance of the canonical coordinates from their targets, by total degree: low frequencies first, as a rule "
@@ -89,7 +96,17 @@ def _style(place: int) -> tuple[int, Dash]:
     return (place - 1) % _COLOURS + 1, "solid" if place <= _COLOURS else "dashed"
 
 
-def landscape_plots(found: "xr.Dataset") -> tuple[Plot, Plot]:
+def _check_made_by(found: Any, function: str, *names: str) -> None:
+    """Check that a data set holds what a function of this package puts into it, or raise `ParameterError`."""
+    if not all(hasattr(found, name) for name in names):
+        raise ParameterError(
+            f"found is {type(found).__name__}",
+            f"the data set that `{function}` returns",
+            f"pass `fb.canonical.{function}(…)`",
+        )
+
+
+def landscape_plots(found: Any) -> tuple[Plot, Plot]:
     """Draw the costs along lines in canonical and in literal space; `found` is what `convexity` returned.
 
     On a linear axis, since a logarithm would bend convex curves, and up to six times the cost where the lines meet.
@@ -105,6 +122,7 @@ def landscape_plots(found: "xr.Dataset") -> tuple[Plot, Plot]:
 
     ```
     """
+    _check_made_by(found, "convexity", "canonical", "literal", "position")
     plots = []
     for name, title, caption in (
         ("canonical", "Along lines of coordinates", "Convex in the canonical coordinates, for every line."),
@@ -121,17 +139,17 @@ def landscape_plots(found: "xr.Dataset") -> tuple[Plot, Plot]:
 
 
 @overload
-def singularity_plot(found: "xr.Dataset", activation: str, scale: float, *, level: str = "1e-08") -> Plot: ...
+def singularity_plot(found: Any, activation: str, scale: float, *, level: str = "1e-08") -> Plot: ...
 
 
 @overload
 def singularity_plot(
-    found: "xr.Dataset", activation: str | None = None, scale: float | None = None, *, level: str = "1e-08"
+    found: Any, activation: str | None = None, scale: float | None = None, *, level: str = "1e-08"
 ) -> "Plot | matplotlib.figure.Figure": ...
 
 
 def singularity_plot(
-    found: "xr.Dataset", activation: str | None = None, scale: float | None = None, *, level: str = "1e-08"
+    found: Any, activation: str | None = None, scale: float | None = None, *, level: str = "1e-08"
 ) -> "Plot | matplotlib.figure.Figure":
     """Draw how often disparities are singular; `found` is `singularity_probability`'s.
 
@@ -157,6 +175,7 @@ def singularity_plot(
 
     ```
     """
+    _check_made_by(found, "singularity_probability", "fraction", "activation", "scale", "width", "level", "relu_law")
     if activation is not None:
         _validation.check_name("activation", activation, tuple(found.activation.values.tolist()))
     if scale is not None and scale not in found.scale.values:
@@ -188,9 +207,7 @@ def singularity_plot(
     )
 
 
-def _heat_maps(
-    found: "xr.Dataset", activation: str | None, scale: float | None, level: str
-) -> "matplotlib.figure.Figure":
+def _heat_maps(found: Any, activation: str | None, scale: float | None, level: str) -> "matplotlib.figure.Figure":
     with report_extra():
         import matplotlib as mpl
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -18,7 +18,7 @@ from ._arguments import epsilon
 from ._basis import Basis
 
 # Rows of H are equal, or zero, up to this part of the largest row; in coarse types up to this multiple of rounding.
-_SAME, _ROUNDING = 1e-11, 1e3
+_SAME, _ROUNDING = 1e-11, 16
 # Beyond so many parameters the rescalings are not counted.
 _MOST_PARAMETERS = 1500
 # Inputs at which a draw of parameters is looked at, and draws that decide whether something holds for all parameters.
