@@ -496,6 +496,16 @@ BAD = {
         ],
         ShapeError,
     ),
+    "has shape": (
+        [
+            lambda: C.spectrum_plot([0, 1], [1.0, 2.0]),
+            lambda: C.spectrum_plot([], np.ones((0, 3))),
+            lambda: C.frequency_plot([0, 1], np.ones((2, 3)), np.ones(2), [0, 1, 2]),
+            lambda: C.frequency_plot([0, 1], np.ones((2, 3)), np.ones(3), [0, 1]),
+        ],
+        ShapeError,
+    ),
+    "found is": ([lambda: C.landscape_plots(3), lambda: C.singularity_plot(None, "relu", 1.0)], ParameterError),
     "no samples": ([lambda: C.fit(LINE, np.ones((0, 1)), np.ones(0))], EmptyDataError),
     r"shape \(0,\)": ([lambda: C.disparity(lambda w, x: w * x[:0], 1.0, LINE)], ApplyError),
     "digits|nodes is": (

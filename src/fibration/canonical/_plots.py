@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from jaxtyping import Float
 
 from .. import _validation
 from ..errors import ParameterError, ShapeError
@@ -26,6 +25,10 @@ _SCALE = "cividis"
 
 def spectrum_plot(times: Any, singular_values: Any) -> Plot:
     """Draw the singular values of H along a run, largest first: (T, r) at `times` (T,).
+
+    **Arguments:** such as the columns that an `observer(…, spectrum=True)` records after its own.
+
+    **Raises:** `ShapeError`.
 
     ```python
     >>> import numpy as np
@@ -54,6 +57,8 @@ def frequency_plot(times: Any, theta: Any, target: Any, degrees: Any) -> Plot:
     """Draw how each total degree of the coordinates comes to its target: the distance over each shell.
 
     **Arguments:** `theta` (T, K) at `times` (T,), `target` (K,), `degrees` (K,), such as `basis.total_degrees`.
+
+    **Raises:** `ShapeError`.
 
     ```python
     >>> import numpy as np
@@ -110,6 +115,8 @@ def landscape_plots(found: Any) -> tuple[Plot, Plot]:
     """Draw the costs along lines in canonical and in literal space; `found` is what `convexity` returned.
 
     On a linear axis, since a logarithm would bend convex curves, and up to six times the cost where the lines meet.
+
+    **Raises:** `ParameterError` for anything else.
 
     ```python
     >>> import jax, jax.numpy as jnp
