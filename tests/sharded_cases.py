@@ -1,7 +1,7 @@
 """One program for any number of devices and processes: computes everything that runs sharded, and saves it.
 
-`python sharded_cases.py OUT [DEVICES [few]]` writes OUT.npz, the results, and OUT.json, how arrays lie. Without DEVICES
-there is no mesh: the results to compare with. The environment names the coordinator where there are several processes.
+`python sharded_cases.py OUT [DEVICES [few|many]]` writes OUT.npz, the results, and OUT.json, how arrays lie. Without
+DEVICES there is no mesh: the results to compare with. The environment names the coordinator of several processes.
 """
 
 import json
@@ -16,13 +16,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fibration as fb
 from fibration import _sharding
 from fibration.curvature import extreme_eigenvalues
-from fibration.errors import ParameterError, VersionWarning
+from fibration.errors import NonFiniteDataError, ParameterError, VersionWarning
 
 
 class Sum:
@@ -82,29 +82,40 @@ def few(mesh):
     return found
 
 
-def many(mesh, out):
-    """Compute everything else, by name."""
+def solved(mesh):
+    """Compute what needs most compiling, by name; two processes leave it to one of more devices."""
     found = {}
     dense, dense_params = problems(mesh)["dense"]
     stack, wave_params = problems(mesh)["stack"]
     chunks, _ = problems(mesh)["chunks"]
     conv, conv_params = problems(mesh)["conv"]
     tall = fb.Problem(lambda w, x: w @ x, np.random.default_rng(2).normal(size=(13, 2)), np.zeros(13), mesh=mesh)
+    rhs = np.random.default_rng(1).normal(size=(16, 2))
+    found["solve cholesky"] = fb.tangent.minimum_norm(dense, dense_params, rhs, 1e-3, "cholesky")[0]
+    found["solve tall"] = fb.tangent.minimum_norm(tall, np.ones(2), np.arange(13.0), 0.0, "normal")[0]
+    found["gram by jacobian"] = fb.tangent.gram(chunks, wave_params, "jacobian")
+    found["hessian of scales"] = jax.hessian(lambda c: chunks.cost(jax.tree.map(lambda w: c * w, wave_params)))(1.0)
+    found["ends"] = extreme_eigenvalues(conv, conv_params, tolerance=1e-8)[:2]
+    run = fb.optim.minimize(stack, wave_params, steps=4, acceleration=False)
+    return found | {"minimize": (run.params, run.costs)}
+
+
+def many(mesh, out):
+    """Compute one of each kind, and run, by name."""
+    found = {}
+    dense, dense_params = problems(mesh)["dense"]
+    stack, wave_params = problems(mesh)["stack"]
+    chunks, _ = problems(mesh)["chunks"]
+    conv, conv_params = problems(mesh)["conv"]
     found["stack residuals"] = stack.residuals(wave_params)
     found["jacobian"] = fb.tangent.jacobian(conv, conv_params)
-    found["gram by jacobian"] = fb.tangent.gram(chunks, wave_params, "jacobian")
     rhs = np.random.default_rng(1).normal(size=(16, 2))
-    for method in ("cholesky", "cg"):
-        found[f"solve {method}"] = fb.tangent.minimum_norm(dense, dense_params, rhs, 1e-3, method)[0]
-    found["solve tall"] = fb.tangent.minimum_norm(tall, np.ones(2), np.arange(13.0), 0.0, "normal")[0]
+    found["solve cg"] = fb.tangent.minimum_norm(dense, dense_params, rhs, 1e-3, "cg")[0]
     report = fb.tangent.rank(stack, wave_params)
     found["rank"] = (report.singular_values, report.leverage)
     found["adapted"] = fb.AdaptedFlow(damping=1e-2)(conv, conv_params)
     found["hvp"] = fb.curvature.hvp(chunks, wave_params, wave_params)
-    found["hessian of scales"] = jax.hessian(lambda c: chunks.cost(jax.tree.map(lambda w: c * w, wave_params)))(1.0)
-    found["ends"] = extreme_eigenvalues(conv, conv_params, tolerance=1e-8)[:2]
     runs = {"integrate": fb.integrate(dense, fb.GradientFlow(), dense_params, 2.0, times=[1.0, 2.0], method="tsit5")}
-    runs["minimize"] = fb.optim.minimize(stack, wave_params, steps=4, acceleration=False)
     call = {"step_size": 0.1, "steps": 20, "options": fb.Options(chunk_seconds=0.01), "observe": {"sum": Sum()}}
     reports = []
     runs["descend"] = fb.descend(chunks, fb.GradientFlow(), wave_params, progress=reports.append, **call)
@@ -143,9 +154,29 @@ def of_process(path):
     return path if jax.process_index() == 0 else path.with_name(f"process1-{path.name}")
 
 
+def own_rows(mesh):
+    """Build a problem of rows that each process holds some of."""
+    problem, params = problems(None)["dense"]
+    n = 16 // jax.process_count()
+    rows = slice(jax.process_index() * n, (jax.process_index() + 1) * n)
+
+    def global_array(host):
+        return jax.make_array_from_process_local_data(NamedSharding(mesh, P("samples")), host[rows])
+
+    inputs, targets = np.array(problem.inputs), np.asarray(problem.targets)
+    shared = fb.Problem(problem.apply, global_array(inputs), global_array(targets), mesh=mesh)
+    facts = {"own rows": float(shared.cost(params)) / float(problem.cost(params)) - 1}
+    inputs[13, 2] = np.nan  # which one process holds
+    try:
+        fb.Problem(problem.apply, global_array(inputs), global_array(targets), mesh=mesh)
+    except NonFiniteDataError as error:
+        return facts | {"not finite": str(error)}
+    return facts
+
+
 def lying(mesh):
     """Tell how arrays lie, and what compiled programs send between devices."""
-    facts = {"processes": jax.process_count(), "devices": mesh.size}
+    facts = {"processes": jax.process_count(), "devices": mesh.size, **own_rows(mesh)}
     for name, (problem, params) in problems(mesh).items():
         if name in ("dense", "chunks"):
             matrix = fb.tangent.gram(problem, params)
@@ -182,7 +213,9 @@ def main(out, devices=None, which="all"):
     if devices is not None:
         chosen = jax.devices()[: int(devices)]
         mesh = jax.make_mesh((len(chosen),), ("samples",), axis_types=(AxisType.Auto,), devices=chosen)
-    found = few(mesh) | (many(mesh, out) if which == "all" else {})
+    found = few(mesh)
+    found |= many(mesh, out) if which in ("all", "many") else {}
+    found |= solved(mesh) if which == "all" else {}
     found = jax.tree.map(_sharding.on_host, found)
     flat = {name: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for name, tree in found.items()}
     facts = {} if mesh is None else lying(mesh)

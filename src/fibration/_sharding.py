@@ -105,7 +105,7 @@ def place(array: Array, mesh: Mesh | None) -> Array:
     if is_traced(array):
         repeated = jnp.concatenate([array, jnp.repeat(array[-1:], extra, axis=0)]) if extra else array
         return by_rows(repeated, mesh)
-    if not array.is_fully_addressable:
+    if is_elsewhere(array):
         if extra:
             raise ParameterError(
                 f"a global array of {n} samples for {mesh.size} devices",

@@ -10,7 +10,7 @@ from ..errors import ParameterError
 from ._indices import index_set
 
 # Generators that are compared by their figure of merit, at most, and that are tried for distinct residues.
-_CANDIDATES, _TRIES = 16, 256
+_CANDIDATES, _TRIES = 64, 256
 # Operations of either of these searches.
 _WORK = 2**24
 
@@ -73,13 +73,13 @@ def powers(a: int, dimension: int, n: int) -> list[int]:
 
 def merit(n: int, z: list[int]) -> float:
     """Compute P₂ of a lattice; j and n − j give the same factor, so that half of them are enough."""
-    j = np.arange(1, (n + 1) // 2, dtype=np.int64)
-    u = np.arange(n) / n
-    factor = 1 + 2 * np.pi**2 * (u * u - u + 1 / 6)
+    j = np.arange(1.0, (n + 1) // 2)
     product = np.ones(len(j))
     for entry in z:
-        product *= factor[j * entry % n]
-    return float((factor[0] ** len(z) + 2 * product.sum()) / n - 1)
+        u = j * (entry / n)
+        u -= np.floor(u)
+        product *= 1 + 2 * np.pi**2 * (u * (u - 1) + 1 / 6)
+    return float(((1 + np.pi**2 / 3) ** len(z) + 2 * product.sum()) / n - 1)
 
 
 def flips(indices: Int[np.ndarray, "K d"]) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, "S d"]]:
