@@ -119,7 +119,7 @@ def test_numbers_of_numpy_and_jax_are_numbers():
         Path(),
         np.longdouble(1),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_anything_else_is_refused_by_name(value):
     with pytest.raises(StoreError, match=r"point\['x'\]\[1\]"):
