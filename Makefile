@@ -4,6 +4,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 BROWSABLE := demo
 
+# One thread of LAPACK for each of the two workers: more of them wait for one another. Most of the time goes into
+# compiling small programs that run once: LLVM leaves them as they are.
+TESTS = OPENBLAS_NUM_THREADS=1 XLA_FLAGS=--xla_backend_optimization_level=0 $(BIN)/pytest -q -n 2 --dist loadfile
+
 .PHONY: demo test quick lint types floors docs pytest benchmark clean
 
 demo: $(VENV)/.demo
@@ -13,7 +17,7 @@ test: lint types floors docs pytest
 
 # The tests without the slow ones, for while you work.
 quick: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow"
+	$(TESTS) -m "not slow"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
@@ -30,9 +34,8 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 	$(BIN)/python tools/public_symbols.py site
 
-# One thread of LAPACK for each of the two workers: more of them wait for one another.
 pytest: $(VENV)/.dev
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile
+	$(TESTS)
 
 # Beside its rivals in one run; writes benchmarks/results/*.json with the machine's description.
 benchmark: $(VENV)/.dev

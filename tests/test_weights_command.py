@@ -13,7 +13,8 @@ import typer
 from typer.testing import CliRunner
 
 from adapters import BF16, checkpoint_tensors, digests, lora_tensors, write_adapter, write_checkpoint
-from fibration import cli, plots, report, weights
+from fibration import plots, report, weights
+from fibration.cli._balance import balance
 from fibration.errors import MissingFileError, OutputDirectoryError, ParameterError
 
 COMMAND = Path(sys.executable).with_name("fibration")
@@ -34,7 +35,7 @@ def adapter(tmp_path, rng):
 def invoke(*arguments):
     # By itself: the options that stand before a command are of another shape than their annotations say.
     app = typer.Typer()
-    app.command()(cli.balance)
+    app.command()(balance)
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
