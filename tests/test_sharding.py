@@ -37,13 +37,13 @@ def finish(process):
     return process.returncode, said
 
 
-def two_processes(out):
+def two_processes(code):
     """Start two processes of two devices each, which meet on the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     return [
-        start([CASES, out, 4, "many"], devices=2, **dict(zip(COORDINATOR, (address, "2", str(number)), strict=True)))
+        start(code, devices=2, **dict(zip(COORDINATOR, (address, "2", str(number)), strict=True)))
         for number in range(2)
     ]
 
@@ -54,7 +54,7 @@ def outcomes(tmp_path_factory):
     out = tmp_path_factory.mktemp("sharded")
     first = [start([CASES, out / "one"]), start([CASES, out / "two", 2, "few"], devices=2)]
     said = [finish(process) for process in first]  # the others go on from the first one's checkpoint
-    processes = [start([CASES, out / "eight", 8], devices=8), *two_processes(out / "pair")]
+    processes = [start([CASES, out / "eight", 8], devices=8), *two_processes([CASES, out / "pair", 4, "many"])]
     processes.append(start([CASES, out / "single", 1, "few"]))
     said += [finish(process) for process in processes]
     assert all(code == 0 for code, _ in said), "\n".join(text[-2000:] for code, text in said if code)
@@ -188,6 +188,58 @@ def test_a_checkpoint_without_a_mesh_goes_on_with_one(tmp_path):
     run = fb.descend(make(mesh=make_mesh()), fb.GradientFlow(), np.zeros((1, 2)), **call)  # one device: no warning
     assert (short.result.code, run.stats["resumed_at"]) == ("max_steps", pytest.approx(0.3))
     np.testing.assert_allclose(run.params[-1], 1 - 0.95**6, rtol=1e-12)  # (1 − η/N)^k
+
+
+STUDY = """
+name = "waves in two processes"
+seeds = 2
+[data]
+source = "waves"
+samples = 18
+[network]
+kind = "mlp"
+hidden = [6]
+[runs.flow]
+kind = "flow"
+t1 = 3.0
+[runs.descent]
+kind = "descent"
+step_size = 0.1
+t1 = 3.0
+[runs.solve]
+kind = "least_squares"
+steps = 5
+[diagnostics]
+sharpness = true
+fidelity = true
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_study_over_two_processes_is_that_of_one(tmp_path):
+    """`fibration run --distributed`: one store, written by process 0, with the results of one device to rounding."""
+    path = tmp_path / "study.toml"
+    path.write_text(STUDY)
+    command = ["-m", "fibration", "run", path, "--store"]
+    said = [finish(process) for process in two_processes([*command, tmp_path / "pair", "--distributed"])]
+    said.append(finish(start([*command, tmp_path / "one", "--cluster", "none"])))
+    assert [code for code, _ in said] == [0, 0, 0], said
+    stores = [fb.study.Store(tmp_path / name, create=False) for name in ("one", "pair")]
+    runs = [{record.id: record for record in store.records(status="done")} for store in stores]
+    assert len(runs[0]) == 2
+    assert runs[0].keys() == runs[1].keys()
+    for name, one in runs[0].items():
+        pair = runs[1][name]
+        assert one.results == pair.results
+        for result in ("flow", "descent", "solve"):
+            first, second = one.open(result), pair.open(result)
+            compared = [name for name in first if name.split(".")[0] in ("cost", "params")]
+            assert len(compared) >= 5
+            for variable in compared:
+                np.testing.assert_allclose(second[variable], first[variable], rtol=1e-9, atol=1e-9, err_msg=variable)
+    again = [finish(process) for process in two_processes([*command, tmp_path / "pair", "--distributed"])]
+    assert all(code == 0 and "2 points, 2 kept" in text for code, text in again), again
 
 
 def test_joining_needs_a_coordinator():

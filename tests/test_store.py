@@ -19,7 +19,7 @@ import zarr
 from hypothesis import given, settings
 
 import fibration as fb
-from fibration.errors import FibrationError, RunBusyError, StoreError
+from fibration.errors import FibrationError, RunBusyError, StoreError, StoreWarning
 from fibration.study import _zarr
 from fibration.study._manifest import run_id
 from fibration.study._plain import decode, encode
@@ -657,9 +657,17 @@ def test_a_study_needs_a_name_and_plain_contents(store, document):
 
 def test_a_study_that_cannot_be_read_says_what_to_do(store):
     study = store.add_study("", {"name": "s"}, [point()])
+    other = store.add_study("", {"name": "other"}, [point()])
     (study.path / "study.json").write_text("{")
     with pytest.raises(StoreError, match="run the study file again"):
-        store.studies()
+        store.study(study.id)
+    with pytest.warns(StoreWarning, match="run the study file again"):
+        assert store.studies() == [other]
+    assert store.study(other.id) == other
+    with pytest.warns(StoreWarning):  # the store takes new ones as before
+        assert store.add_study("", {"name": "third"}, []).sequence > other.sequence
+    with pytest.raises(StoreError, match="remove this directory"):
+        store.add_study("", {"name": "s"}, [point()])
 
 
 # The directory -------------------------------------------------------------------------------------------------------

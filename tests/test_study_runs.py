@@ -282,7 +282,7 @@ def test_the_command_line_from_new_to_report(tmp_path):
         code, out, err = command(*arguments, folder=tmp_path)
         assert code == 0, err
         assert (tmp_path / page).stat().st_size > 1000
-    code, out, _ = command("export", runs[0][:6], "--netcdf", "nc", folder=tmp_path)
+    code, out, _ = command("export", runs[0][:6], "--netcdf", "--out", "nc", folder=tmp_path)
     assert code == 0
     assert len(list((tmp_path / "nc").glob("*.nc"))) == 2
     code, _, err = command("report", "nothing", folder=tmp_path)

@@ -47,6 +47,7 @@ __all__ = [
     "ShiftError",
     "SingularProductError",
     "StepSizeError",
+    "StoreWarning",
     "StudyFileError",
     "TargetError",
     "TimeMismatchError",
@@ -281,3 +282,7 @@ class NoMinimizerWarning(UserWarning):
 
 class VersionWarning(UserWarning):
     """A checkpoint written by other versions of the libraries: the run goes on, but not bit for bit as before."""
+
+
+class StoreWarning(UserWarning):
+    """Something in a run store that cannot be read, and is left out."""

@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import warnings
 from typing import Annotated
 
 import jax
@@ -71,9 +72,20 @@ def doctor() -> None:
 
 def main() -> None:
     """Run the command line; an error of Fibration's own is printed without a traceback."""
-    try:
-        app()
-    except FibrationError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        Console(stderr=True, highlight=False, markup=False).print(str(error))
-        raise SystemExit(1) from None
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        try:
+            app()
+        except FibrationError as error:
+            _say("red", type(error).__name__, error)
+            raise SystemExit(1) from None
+
+
+def _show(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Print a warning as an error is printed: a user of the command has no use for a line of the library."""
+    _say("yellow", category.__name__, message)
+
+
+def _say(colour: str, name: str, message: object) -> None:
+    Console(stderr=True).print(f"[bold {colour}]{name}[/]: ", end="")
+    Console(stderr=True, highlight=False, markup=False).print(str(message))

@@ -105,7 +105,7 @@ def status(
         missing = len(one.points) - len(records)
         shown = [str(counts[key]) for key in ("done", "running", "interrupted", "failed", "damaged")]
         table.add_row(Text(one.name), one.id, str(len(one.points)), *shown, str(missing))
-        failures += [f"{record.id}: {(record.error or '').strip().splitlines()[-1:]}" for record in records
+        failures += [f"{record.id}: {_last_line(record.error)}" for record in records
                      if record.status in ("failed", "damaged")]  # fmt: skip
     console(140).print(table)
     for line in failures[:20]:
@@ -160,10 +160,12 @@ def compare(
 
 def export(
     name: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or the beginning of it.")],
-    out: Annotated[Path, typer.Option("--netcdf", help="The directory for a NetCDF file of each result.")],
     store: StorePath = DEFAULT,
+    netcdf: Annotated[bool, typer.Option("--netcdf", help="As NetCDF, the format that there is.")] = True,
+    out: Annotated[Path, typer.Option(help="The directory for a file of each result.")] = Path("."),
 ) -> None:
     """Write the results of a run as NetCDF files."""
+    del netcdf
     for path in study.export_netcdf(study.Store(store).record(name), out):
         print(path)
 
@@ -208,11 +210,16 @@ def _finish(outcome: study.StudyOutcome, store: Path) -> None:
     print(outcome)
     option = "" if store == DEFAULT else f" --store {store}"
     for run_id in [run_id for run_id, what in outcome.outcomes.items() if what == "failed"][:3]:
-        error = study.Store(store).record(run_id).error or ""
-        print(f"{run_id} failed: {error.strip().splitlines()[-1] if error.strip() else 'see its report'}")
+        print(f"{run_id} failed: {_last_line(study.Store(store).record(run_id).error)}")
     if outcome.complete:
         print(f"Next: fibration report {outcome.study.id}{option}")
         return
     again = " --retry" if "failed" in outcome.outcomes.values() else ""
     print(f"Next: fibration resume {outcome.study.id}{again}{option}")
     raise typer.Exit(1)
+
+
+def _last_line(error: str | None) -> str:
+    """Take the complaint out of a traceback."""
+    lines = (error or "").strip().splitlines()
+    return lines[-1] if lines else "see its report"

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from ..errors import StoreError
 from ..study import RunRecord, Store, StudyRecord
 from ._page import Page
-from ._study_page import run_page, study_page
+from ._run_page import run_page
+from ._study_page import study_page
 
 
 def page_of(store: Store, keys: Sequence[str]) -> Page:

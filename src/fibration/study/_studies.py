@@ -4,16 +4,19 @@ import json
 import os
 import re
 import secrets
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
+from ..errors import StoreError, StoreWarning
 from ._files import PARTIAL, alone_in, flush, flush_all, reading, remove, sweep, write_file, writing
 from ._manifest import RUN_ID, encode_point
 from ._plain import decode, digest, dumps, encode, loads
+
+STUDY_ID = re.compile(r"[a-z0-9-]+-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,22 @@ class Studies:
         return self._read(path)
 
     def all(self) -> list[StudyRecord]:
-        """List the studies, in the order in which they were added."""
+        """List the studies, in the order in which they were added; those that cannot be read are warned of."""
         with reading(self.path):
             names = [name for name in os.listdir(self.path) if not name.startswith(".")]
-        studies = [self._read(self.path / name) for name in names if (self.path / name).is_dir()]
+        studies: list[StudyRecord] = []
+        for name in names:
+            if (self.path / name).is_dir():
+                try:
+                    studies.append(self._read(self.path / name))
+                except StoreError as error:
+                    warnings.warn(f"a study is left out: {error}", StoreWarning, stacklevel=3)
         return sorted(studies, key=lambda study: (study.sequence, study.id))
 
     def find(self, key: Any) -> StudyRecord:
         """Find a study by its id, its name, or the beginning of its id."""
+        if isinstance(key, str) and STUDY_ID.fullmatch(key) and (self.path / key).is_dir():
+            return self._read(self.path / key)
         studies = self.all()
         for fits in (lambda s: s.id == key, lambda s: s.name == key, lambda s: bool(key) and s.id.startswith(str(key))):
             found = [study for study in studies if fits(study)]
@@ -94,7 +105,7 @@ class Studies:
 
     def known(self, key: Any) -> str:
         """Give the id of a study, without looking at the others if it is an id already."""
-        exact = isinstance(key, str) and re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{8}", key)
+        exact = isinstance(key, str) and STUDY_ID.fullmatch(key)
         return key if exact and (self.path / key / "study.json").is_file() else self.find(key).id
 
     def _read(self, path: Path) -> StudyRecord:
