@@ -1,8 +1,11 @@
 """Observers of the spectrum along a run, each warm-started from the last saved time."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from .. import trees
@@ -33,8 +36,12 @@ def _evaluate(
         dimension=40,
         max_products=jnp.asarray(limit),
     )
-    total = jax.tree.map(lambda leaf: jnp.sum(leaf[jnp.array(ends), 0], axis=0), found.vectors)
-    return found, total
+    return found, _sum(found.vectors, ends)
+
+
+@partial(jax.jit, static_argnames="ends")
+def _sum(vectors: PyTree, ends: tuple[bool, bool]) -> PyTree:
+    return jax.tree.map(lambda leaf: jnp.sum(leaf[np.flatnonzero(ends), 0], axis=0), vectors)
 
 
 class _WarmStarted(eqx.Module):
