@@ -135,7 +135,7 @@ def test_fewer_layers_than_classes_collapse_the_best_subset():
     assert found.cost == pytest.approx(weighted_cost(found, inputs, labels, np.ones(4)), rel=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**31 - 1), st.integers(2, 5), st.integers(1, 6), st.integers(1, 6))
 def test_never_worse_than_the_best_affine_map(seed, q, dimension, depth):
     # Overlapping clouds, of any depth and dimension: the affine cost against numpy's least squares.
