@@ -18,7 +18,7 @@ from fibration.report import _served_pages as served_pages
 from fibration.report._server import Server
 from fibration.study import Store
 from test_page_in_browser import FLAGS, browser  # noqa: F401  (a fixture)
-from test_serve import finish
+from serving import finish
 
 POINTS = [{"width": width, "seed": 0, "axes": {"width": width}} for width in range(40)]
 FILTER = "document.querySelector('.tools input')"

@@ -1,89 +1,17 @@
-"""The page of a study in a real browser, driven by Selenium: drawn, sorted, filtered, dark, on a phone, silent."""
+"""The page of a study in a real browser, driven by Selenium: drawn, sorted, filtered, by keyboard, silent."""
 
-import itertools
-import json
 import re
-import shutil
-import time
 
 import pytest
 
-import study_records
+from driven_pages import EVIL, driver, emulate, page, requests, visit, wait
 from fibration import report
-from fibration.study import Store
-from optional import optional
-from test_page_in_browser import FLAGS, browser, outside
+from test_page_in_browser import browser, outside
 
-__all__ = ["browser"]  # a fixture
+__all__ = ["browser", "driver", "page", "visit"]  # fixtures
 
-EVIL = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 NUMBER = re.compile(r"([−]?)([\d,.]+)(?: × 10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+))?")
 PLAIN = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹−", "-0123456789-")
-# These take a picture of time, or ask for what the driver asks for itself.
-DRIVEN = [flag for flag in FLAGS if not flag.startswith(("--virtual-time", "--enable-logging", "--v="))]
-
-
-@pytest.fixture(scope="module")
-def driver(browser, tmp_path_factory):
-    webdriver = optional("selenium.webdriver", "dev")
-    from selenium.webdriver.chrome.service import Service
-
-    found = shutil.which("chromedriver")
-    if found is None:
-        optional("chromedriver", "dev")  # skips, or fails where it was promised
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*DRIVEN, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driven = webdriver.Chrome(options=options, service=Service(found))
-    driven.set_page_load_timeout(120)
-    yield driven
-    driven.quit()
-
-
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    """A sweep with failures, whose name, description, axes and errors hold markup."""
-    folder = tmp_path_factory.mktemp("study")
-    store = Store(folder / "store", create=True)
-    hidden, steps, notes = ([4], [8], [64]), (0.01, 0.2), ("<b>bold</b>", EVIL)
-    for number, (h, step, note, seed) in enumerate(itertools.product(hidden, steps, notes, (0, 1, 2))):
-        end = "failed" if number % 5 == 2 else "done"
-        point = study_records.point(h, step, seed=seed, note=note)
-        study_records.fill(store, point, end=end, error=ValueError(EVIL), length=20)
-    axes = {"network.hidden": hidden, "runs.slow.step_size": steps, "note": notes, "seed": (0, 1, 2)}
-    made = report.study_page(EVIL, axes, store.records(), EVIL)
-    return made, report.write_page(made, folder / "page.html"), store.records()
-
-
-@pytest.fixture
-def visit(driver, page):
-    """Open the page as a device shows it, and wait until it is drawn."""
-
-    def opened(path=None, width=1200, scheme="light"):
-        for log in ("browser", "performance"):
-            driver.get_log(log)
-        screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
-        emulate(driver, scheme)
-        driver.get((path or page[1]).as_uri())
-        wait(driver, "return document.querySelectorAll('.plot:not(.js-plotly-plot)').length === 0")
-        return driver
-
-    return opened
-
-
-def emulate(driver, scheme):
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-
-
-def wait(driver, script, seconds=60):
-    end = time.monotonic() + seconds
-    while not driver.execute_script(script):
-        assert time.monotonic() < end, script
-        time.sleep(0.05)
 
 
 def points(driver, title="Points"):
@@ -119,12 +47,6 @@ def number(text):
 def button(section, name):
     (found,) = [one for one in section.find_elements("css selector", "thead button") if one.text.strip() == name]
     return found
-
-
-def requests(driver):
-    """List the addresses that were asked for since the last look."""
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
 
 
 def test_every_plot_is_drawn(visit, page):
@@ -304,118 +226,3 @@ def test_the_logs_would_show_a_request_and_an_error(visit, tmp_path):
     wait(driver, "return document.readyState === 'complete'")
     assert outside(requests(driver)) == {"http://127.0.0.1:9/picture.png"}
     assert any("Error: x" in entry["message"] for entry in driver.get_log("browser"))
-
-
-def luminance(colour):
-    channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(a, b):
-    high, low = sorted((luminance(a), luminance(b)), reverse=True)
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_in_the_light_and_in_the_dark(visit, scheme):
-    driver = visit(scheme=scheme)
-    found = driver.execute_script(
-        """
-        const shade = (one) => {
-          for (; one; one = one.parentElement) {
-            const back = getComputedStyle(one).backgroundColor;
-            if (back !== "rgba(0, 0, 0, 0)") return back;
-          }
-          return "rgb(255, 255, 255)";
-        };
-        const all = (selector) => [...document.querySelectorAll(selector)];
-        const texts = all("h1, h2, li, figcaption p, a, td, th, button, summary, pre, output, label, input")
-          .filter((one) => !one.closest(".plot"))
-          .map((one) => [one.tagName, getComputedStyle(one).color, shade(one)]);
-        const drawn = all("[class$=axislayer-above] text, text[class$=title], .legendtext, .annotation-text")
-          .map((one) => [one.getAttribute("class"), getComputedStyle(one).fill, shade(one.closest(".plot"))]);
-        return [texts, drawn, getComputedStyle(document.body).backgroundColor,
-                [...document.querySelectorAll(".plot .main-svg")].map((one) => getComputedStyle(one).backgroundColor)];
-        """
-    )
-    texts, drawn, body, backs = found
-    assert len(texts) > 100
-    assert len(drawn) > 50
-    assert (luminance(body) < 0.1) == (scheme == "dark")
-    assert {what for what, ink, back in (*texts, *drawn) if contrast(ink, back) < 4.5} == set()
-    opaque = {back for back in backs if back != "rgba(0, 0, 0, 0)"}
-    assert all((luminance(back) < 0.1) == (scheme == "dark") for back in opaque)
-
-
-def test_plots_follow_when_the_light_goes_out(visit):
-    driver = visit()
-
-    def ink():
-        text = driver.find_element("css selector", ".plot .xtick text")
-        return luminance(driver.execute_script("return getComputedStyle(arguments[0]).fill", text))
-
-    assert ink() < 0.1
-    emulate(driver, "dark")
-    wait(driver, "return getComputedStyle(document.querySelector('.plot .xtick text')).fill === 'rgb(230, 230, 227)'")
-    assert ink() > 0.5
-    emulate(driver, "light")
-    wait(driver, "return getComputedStyle(document.querySelector('.plot .xtick text')).fill === 'rgb(34, 34, 34)'")
-
-
-@pytest.mark.parametrize("kind", ["study", "run", "compare"])
-def test_a_phone_scrolls_down_only(visit, page, tmp_path, kind):
-    records = page[2]
-    made = {
-        "study": lambda: page[0],
-        "run": lambda: report.run_page(records[2], EVIL.replace(" ", "")),
-        "compare": lambda: report.compare_page(records[0], records[2]),
-    }[kind]()
-    driver = visit(report.write_page(made, tmp_path / "page.html"), width=390)
-    assert driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
-    beyond = driver.execute_script(
-        "return [...document.querySelectorAll('main > *, figure, section, .plot, .wide, .tools, pre, h1, h2, li')]"
-        ".filter((one) => one.getBoundingClientRect().right > 390.5).map((one) => one.outerHTML.slice(0, 100))"
-    )
-    assert beyond == []
-    small = driver.execute_script(
-        "return [...document.querySelectorAll('.lead li, td, figcaption p, label')]"
-        ".map((one) => parseFloat(getComputedStyle(one).fontSize)).filter((size) => size < 14)"
-    )
-    assert small == []
-    # A legend is below the names of the axis, not on them.
-    overlapping = driver.execute_script(
-        """
-        const low = (one) => one.getBoundingClientRect().bottom;
-        return [...document.querySelectorAll(".plot")].filter((plot) => {
-          const legend = plot.querySelector(".legend");
-          const panels = plot.querySelectorAll(".xaxislayer-above").length > 1;
-          const ticks = [...plot.querySelectorAll(".xaxislayer-above text, [class^=x][class$=title]")];
-          return panels && legend && Math.max(...ticks.map(low)) > legend.getBoundingClientRect().top + 4;
-        }).map((plot) => plot.id);
-        """
-    )
-    assert overlapping == []
-
-
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_plots_can_be_downloaded(visit, tmp_path, kind):
-    driver = visit(scheme="dark")
-    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
-    for place, stem in (("plot-1", "1-cost-of-flow-over-time"), ("plot-5", "5-final-cost-of-flow")):
-        figure = driver.find_element("id", place).find_element("xpath", "..")
-        (found,) = [b for b in figure.find_elements("css selector", ".downloads button") if kind.upper() in b.text]
-        driver.execute_script("arguments[0].click()", found)
-        path = tmp_path / f"{stem}.{kind}"
-        end = time.monotonic() + 30
-        while not path.exists():
-            assert time.monotonic() < end, list(tmp_path.iterdir())
-            time.sleep(0.1)
-        contents = path.read_bytes()
-        if kind == "png":
-            assert contents.startswith(b"\x89PNG\r\n\x1a\n")
-        else:
-            assert contents.startswith(b"<svg")
-            assert b"rgb(255, 255, 255)" in contents  # on paper the page is light
-    assert driver.get_log("browser") == []
-    assert outside(requests(driver)) == set()
