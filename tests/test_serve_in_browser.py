@@ -17,8 +17,8 @@ from fibration.report import Page, Table, page_html
 from fibration.report import _served_pages as served_pages
 from fibration.report._server import Server
 from fibration.study import Store
-from test_page_in_browser import FLAGS, browser  # noqa: F401  (a fixture)
 from serving import finish
+from test_page_in_browser import FLAGS, browser  # noqa: F401  (a fixture)
 
 POINTS = [{"width": width, "seed": 0, "axes": {"width": width}} for width in range(40)]
 FILTER = "document.querySelector('.tools input')"
