@@ -259,3 +259,26 @@ def test_the_clock_may_jump(tmp_path, monkeypatch):
     outcome = fb.study.run_study(file, tmp_path / "s")
     assert outcome.complete
     assert all(0 < record.seconds < 300 for record in fb.study.Store(tmp_path / "s").records())
+
+
+def test_a_script_that_starts_itself_again_is_told_how_to_be_written(tmp_path):
+    small(tmp_path / "study.toml")
+    script = tmp_path / "script.py"
+    script.write_text('import fibration as fb\nfb.study.run_study("study.toml", "store", cluster="local", workers=1)\n')
+    done = subprocess.run(
+        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith('under `if __name__ == "__main__":`.')
+    assert done.stderr.count("Traceback") <= 3
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    small(tmp_path / "study.toml", steps=30_000_000)
+    process = start("run", "study.toml", "--cluster", "none", folder=tmp_path)
+    wait_for(lambda: checkpoints(tmp_path / "fibration-store"))
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "The same command goes on from the last checkpoints." in err
+    assert "Traceback" not in err

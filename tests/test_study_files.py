@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 
 import fibration as fb
 from fibration.errors import MissingFileError, StudyFileError
-from fibration.study._document import identity, line_numbers
+from fibration.solvers._ode import METHODS
+from fibration.study._complaints import line_numbers
+from fibration.study._document import identity
 from fibration.study._manifest import run_id
+from fibration.study._schema import Method
 
 GOOD = """
 name = "two widths"
@@ -83,6 +88,25 @@ CASES = [
     ("[0.1, 0.5, 0.9]", "[0.1, true, [2]]", 26, ["runs.slow.stable_fraction = True"]),
     ("[0.1, 0.5, 0.9]", "[0.1, 0.5, 0.9", None, ["TOML"]),
     ('[data]\nsource = "iris"', '[data]\nsource = "csv"\npath = "no.csv"\ntarget = "y"', 9, ["samples"]),
+    ("seeds = [3, 1]", "seeds = 0", 3, ["seeds = 0. Needed: greater than or equal to 1, or a list"]),
+    ("seeds = [3, 1]", "seeds = {}", 3, ["seeds = {}. Needed: an integer, or a list"]),
+    ("[runs.slow]", '[runs."a/b"]', 19, ["runs.a/b", "letters, digits"]),
+    ('"runs.slow.stable', '"runs.slwo.stable', 26, ["no table 'runs.slwo'", "flow, slow", "did you mean 'slow'?"]),
+    ('"network.hidden" = [[4], [8]]', '"network.kind" = ["mpl"]', 25, ["network.kind = 'mpl'", "did you mean 'mlp'?"]),
+    ('"network.hidden" =', "network.hidden =", 25, ['in quotation marks: "network.hidden"']),
+    ('"network.hidden" = [[4], [8]]', '"network.hidden.0" = [3, 5]', 25, ["'network.hidden' is no table"]),
+    ('"network.hidden" = [[4], [8]]', '"budget.seconds" = [1.0, 2.0]', 25, ["results do not depend on it"]),
+    ('"network.hidden" = [[4], [8]]', '"network.scale" = [1, 1.0]', 25, ["the same point for (1, 0.1)"]),
+    ("[[4], [8]]", '[[4], [8]]\n"network" = [{ kind = "mlp", hidden = [4] }]', 25, ["takes its place"]),
+    ("t1 = 1.0\n\n[runs.slow]", 't1 = 1.0\nmethod = "Tsit5"\n\n[runs.slow]', 18, ["did you mean 'tsit5'?"]),
+    ("samples = 20", f"samples = {10**20}", 7, ["less than or equal to"]),
+    ("samples = 20", f"samples = {'9' * 5000}", None, ["digits"]),
+    ('name = "two widths"', 'name = "   "', 2, ["a line of text"]),
+    ('name = "two widths"', 'name = "a\\u001b[31m"', 2, ["a line of text"]),
+    ("[runs.flow]", "[runs.diagnostics]", 15, ["call it something else"]),
+    ("[runs.slow]", f"[runs.{'a' * 9000}]", 19, ["…", "at most 64"]),
+    ("samples = 20", f"samples = {'[' * 3000}{']' * 3000}", None, ["study.toml"]),
+    ("stable_fraction = 0.5\n", 'stable_fraction = 0.5\nof = "nobody"\n', 19, ["gradient flow"]),
     ("[sweep]", '[diagnostics]\ncanonical = { index_set = "l2" }\n[sweep]', 25, ["index_set", "did you mean"]),
 ]
 
@@ -94,6 +118,7 @@ def test_what_is_wrong_is_named_with_its_line(tmp_path, case):
     with pytest.raises(StudyFileError) as caught:
         fb.study.read_study(write(tmp_path, GOOD.replace(old, new, 1)))
     message = str(caught.value)
+    assert len(message) < 1500
     for words in said:
         assert words in message
     assert line is None or f"study.toml:{line}:" in message
@@ -175,3 +200,46 @@ def test_line_numbers_are_those_of_the_statements(tables, random):
                 rows.append(f"{key} = {str(value).lower()}")
     found = line_numbers("\n".join(rows))
     assert {key: line for key, line in found.items() if not isinstance(key[-1], int)} == expected
+
+
+def test_the_methods_of_flows_are_those_of_integrate():
+    assert set(get_args(Method)) == {"auto", *METHODS}
+
+
+@pytest.mark.parametrize("change", [lambda text: "\ufeff" + text, lambda text: text.replace("\n", "\r\n")])
+def test_marks_and_ends_of_lines_of_other_systems_are_no_fault(tmp_path, change):
+    (tmp_path / "study.toml").write_bytes(change(GOOD).encode())
+    assert len(fb.study.read_study(tmp_path / "study.toml").points) == 12
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(StudyFileError, match="no file"):
+            fb.study.read_study(path)
+    with pytest.raises(MissingFileError, match="null byte"):
+        fb.study.read_study("a\0b")
+
+
+def test_lines_of_long_lists_are_found_in_linear_time():
+    rows = ["seeds = [", *(f"    {seed}," for seed in range(20_000)), "]", "[network]", "x = 1"]
+    assert line_numbers("\n".join(rows))["network", "x"] == 20_004
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ('source = "iris"\nsamples = 1000', "150"),
+        ('source = "csv"\npath = "d.csv"\ntarget = "nope"', "nope"),
+        ('source = "csv"\npath = "empty.csv"\ntarget = "y"', "empty"),
+        ('source = "npz"\npath = "d.csv"', "d.csv"),
+    ],
+)
+def test_data_are_read_before_anything_runs(tmp_path, data, said):
+    (tmp_path / "d.csv").write_text("x,y\n1,2\n3,4\n")
+    (tmp_path / "empty.csv").write_text("")
+    path = write(tmp_path, GOOD.replace('source = "iris"\nsamples = 20', data))
+    with pytest.raises(StudyFileError, match=said) as caught:
+        fb.study.run_study(path, tmp_path / "store")
+    assert "study.toml: [data]" in str(caught.value)
+    assert not (tmp_path / "store").exists()

@@ -8,7 +8,9 @@ import pytest
 import xarray as xr
 
 import fibration as fb
-from fibration.errors import StoreError, StudyFileError
+from fibration.errors import MissingFileError, StoreError, StudyFileError
+from fibration.study._document import identity
+from fibration.study._runner import run_one
 from study_files import command, small
 
 IRIS = """
@@ -216,9 +218,13 @@ def test_changed_data_is_noticed(tmp_path):
     (tmp_path / "s.toml").write_text(head + runs)
     file = fb.study.read_study(tmp_path / "s.toml")
     np.savez(tmp_path / "d.npz", inputs=np.zeros((3, 1)), targets=np.ones((3, 1)))
-    outcome = fb.study.run_study(file, tmp_path / "store")
-    assert set(outcome.outcomes.values()) == {"failed"}
-    assert "has changed" in fb.study.Store(tmp_path / "store").records()[0].error
+    with pytest.raises(StudyFileError, match="has changed"):
+        fb.study.run_study(file, tmp_path / "store")
+    # Changed later, while points run, it is found by each of them.
+    store = fb.study.Store(tmp_path / "store", create=True)
+    study = store.add_study(file.text, {"name": "n"}, [identity(file.points[0])])
+    assert run_one(store, file.points[0], study.id) == "failed"
+    assert "has changed" in store.records()[0].error
 
 
 def test_a_budget_ends_a_run_and_resume_goes_on_to_the_same_bits(tmp_path):
@@ -291,3 +297,40 @@ def test_the_command_line_from_new_to_report(tmp_path):
     code, _, err = command("status", "--store", "nowhere", folder=tmp_path)
     assert code == 1
     assert "StoreError" in err
+
+
+def test_a_study_goes_on_only_with_the_data_it_was_begun_with(tmp_path):
+    folder = tmp_path / "place"
+    folder.mkdir()
+    (folder / "d.csv").write_text("x,y\n1,2\n3,4\n5,5\n")
+    text = IRIS.replace(
+        '{ source = "iris", samples = 30, standardize = true }', '{ source = "csv", path = "d.csv", target = "y" }'
+    )
+    path = folder / "s.toml"
+    path.write_text(text[: text.index("[runs.half]")])
+    first = fb.study.run_study(path, tmp_path / "store")
+    store = fb.study.Store(tmp_path / "store")
+    assert len(fb.study.stored_study(store, "iris").points) == 1
+
+    (folder / "d.csv").write_text("x,y\n1,2\n3,4\n5,6\n")
+    with pytest.raises(StudyFileError, match=rf"d\.csv.*has changed since the study {first.study.id}"):
+        fb.study.stored_study(store, "iris")
+    (folder / "d.csv").unlink()
+    with pytest.raises(MissingFileError, match=r"restore it, or run the study file from where it is"):
+        fb.study.stored_study(store, "iris")
+
+    # The same study in another place is the same study, and goes on from there.
+    (folder / "d.csv").write_text("x,y\n1,2\n3,4\n5,5\n")
+    folder.rename(tmp_path / "elsewhere")
+    again = fb.study.run_study(tmp_path / "elsewhere" / "s.toml", store)
+    assert (again.study.id, list(again.outcomes.values())) == (first.study.id, ["kept"])
+    assert len(fb.study.stored_study(store, "iris").points) == 1
+    assert len(store.studies()) == 1
+
+
+def test_no_stable_step_without_curvature(tmp_path):
+    path = tmp_path / "flat.toml"
+    path.write_text(IRIS.replace("hidden = [4]", "hidden = [4, 4], bias = false, scale = 1e-200"))
+    record = only(path, tmp_path / "store")
+    assert record.status == "failed"
+    assert "StepSizeError: the largest sharpness along 'flow' is" in record.error

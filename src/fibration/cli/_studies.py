@@ -1,5 +1,7 @@
 """The commands about studies: new, run, status, resume, report, compare, list, export, serve."""
 
+import shlex
+import sys
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
@@ -53,7 +55,7 @@ def new(
             f"{str(path)!r} cannot be written: {error.strerror}", "a directory that can be written to", "name another"
         ) from error
     points = len(study.read_study(path).points)
-    print(f"{path}: {points} point{'s' if points > 1 else ''}. Next: fibration run {path}")
+    print(f"{path}: {points} point{'s' if points > 1 else ''}. Next: fibration run {shlex.quote(str(path))}")
 
 
 def run(
@@ -70,10 +72,15 @@ def run(
     """Run every point of a study that the store does not hold yet; what was killed goes on where it was."""
     file = study.read_study(path)
     if check:
+        study.check_data(file)
         print(f"{path} is in order: {len(file.points)} points over {', '.join(file.axes)}")
         return
     mesh = None
     if distributed:
+        if cluster not in (None, "none"):
+            raise ParameterError(
+                f"--distributed with --cluster {cluster}", "one of them", "shard one problem, or spread many points"
+            )
         study.initialize_distributed()
         mesh = jax.make_mesh((jax.device_count(),), ("samples",), axis_types=(jax.sharding.AxisType.Auto,))
     _finish(_run(file, store, cluster, workers, retry, mesh), store)
@@ -187,10 +194,16 @@ def _run(
     file: study.StudyFile, store: Path, cluster: str | None, workers: int | None, retry: bool, mesh: object
 ) -> study.StudyOutcome:
     """Run with a progress bar: of points on a cluster, of flows and descents without."""
-    if mesh is not None and cluster not in (None, "none"):
-        raise ParameterError(
-            f"--distributed with --cluster {cluster}", "one of them", "shard one problem, or spread many points"
-        )
+    try:
+        return _run_shown(file, store, cluster, workers, retry, mesh)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the last checkpoints.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _run_shown(
+    file: study.StudyFile, store: Path, cluster: str | None, workers: int | None, retry: bool, mesh: object
+) -> study.StudyOutcome:
     several = len(file.points) > 1 and mesh is None
     cluster = ("local" if several else "none") if cluster is None else cluster
     if cluster == "none":
@@ -208,12 +221,14 @@ def _run(
 def _finish(outcome: study.StudyOutcome, store: Path) -> None:
     """Say how it went, and what to do next; the exit status tells whether all is done."""
     print(outcome)
-    option = "" if store == DEFAULT else f" --store {store}"
+    option = "" if store == DEFAULT else f" --store {shlex.quote(str(store))}"
     for run_id in [run_id for run_id, what in outcome.outcomes.items() if what == "failed"][:3]:
         print(f"{run_id} failed: {_last_line(study.Store(store).record(run_id).error)}")
     if outcome.complete:
         print(f"Next: fibration report {outcome.study.id}{option}")
         return
+    if "busy" in outcome.outcomes.values():
+        print("Another process runs what is busy; `fibration status` tells how far it is.")
     again = " --retry" if "failed" in outcome.outcomes.values() else ""
     print(f"Next: fibration resume {outcome.study.id}{again}{option}")
     raise typer.Exit(1)
@@ -221,5 +236,6 @@ def _finish(outcome: study.StudyOutcome, store: Path) -> None:
 
 def _last_line(error: str | None) -> str:
     """Take the complaint out of a traceback."""
-    lines = (error or "").strip().splitlines()
-    return lines[-1] if lines else "see its report"
+    lines = [line.strip() for line in (error or "").splitlines()]
+    lines = [line for line in lines if line.strip("-") and not line.startswith("For simplicity, JAX has removed")]
+    return lines[-1][:300] if lines else "see its report"

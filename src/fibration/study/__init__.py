@@ -9,7 +9,7 @@ from ._machine import extras, machine_facts
 from ._progress import ProgressBar
 from ._records import RunRecord
 from ._relu_order import relu_order
-from ._runner import StudyOutcome, run_study, stored_study, template
+from ._runner import StudyOutcome, check_data, run_study, stored_study, template
 from ._store import Store
 from ._stored import facts_of, fidelity_of, trajectory
 from ._studies import StudyRecord
@@ -23,6 +23,7 @@ __all__ = [
     "StudyFile",
     "StudyOutcome",
     "StudyRecord",
+    "check_data",
     "elkabetz_cohen",
     "export_netcdf",
     "extras",

@@ -31,12 +31,7 @@ def build(point: Point, mesh: Any = None) -> Built:
 
     **Raises:** what the data's reader and `Problem` raise; `StudyFileError` where data and network do not fit.
     """
-    inputs, targets = _data(point)
-    labels = targets if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
-    if point.loss == "cross_entropy" and labels is None:
-        raise StudyFileError(
-            'loss = "cross_entropy"', "targets that are classes", 'take "squared_error", or `data.classes = true`'
-        )
+    inputs, targets, labels = data_of(point)
     real = jnp.dtype(point.precision)
     if point.loss == "squared_error":
         targets = datasets.one_hot(targets) if labels is not None else np.asarray(targets, float)
@@ -52,6 +47,20 @@ def build(point: Point, mesh: Any = None) -> Built:
     problem = Problem(apply, inputs.astype(real), targets, loss=loss, memory_budget=budget, **sharding)
     problem.check(params)
     return Built(problem, params, labels)
+
+
+def data_of(point: Point) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Read inputs and targets, and the labels where targets are classes.
+
+    **Raises:** what the data's reader raises; `StudyFileError` if the loss wants classes and there are none.
+    """
+    inputs, targets = _data(point)
+    labels = targets if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer) else None
+    if point.loss == "cross_entropy" and labels is None:
+        raise StudyFileError(
+            'loss = "cross_entropy"', "targets that are classes", 'take "squared_error", or `data.classes = true`'
+        )
+    return inputs, targets, labels
 
 
 def _data(point: Point) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,9 @@ MARKER, DIRECTORIES = "store.json", ("runs", "studies")
 def create_store(path: Path) -> None:
     """Make a store in a directory that is absent or empty; nothing happens if one is there."""
     marker = path / MARKER
+    if os.path.lexists(path) and not path.is_dir():
+        kind = "a link that leads nowhere" if path.is_symlink() and not path.exists() else "no directory"
+        raise StoreError(f"{str(path)!r} is {kind}", "a directory for the store, or a free name", "pass another path")
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if marker.exists():
@@ -43,7 +46,7 @@ def check_format(path: Path) -> None:
         raise StoreError(
             f"{str(path)!r} holds no store that can be read: {error.strerror or error}",
             f"the directory of a run store, the one with {MARKER}",
-            "pass the path of a store; `Store(path, create=True)` makes one",
+            "pass the path of a store; `fibration run` makes one, and `Store(path, create=True)` does",
         ) from error
     except ValueError:
         facts = None

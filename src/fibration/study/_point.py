@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import xarray as xr
 
+from ..errors import StepSizeError
 from ..flows import AdaptedFlow, GradientFlow
 from ..optim import minimize
 from ..problem import Problem
@@ -127,7 +128,14 @@ def paces(asked: Descent, done: Mapping[str, Trajectory]) -> tuple[float, int, i
     """Find step size, steps, and steps between saved times; with `t1` those fall on whole, slightly smaller steps."""
     step = asked.step_size
     if step is None:
-        step = (asked.stable_fraction or 0.0) * 2 / float(np.max(done[asked.of].observed["sharpness"]))
+        sharpness = float(np.max(done[asked.of].observed["sharpness"]))
+        if not 0 < sharpness < np.inf:
+            raise StepSizeError(
+                f"the largest sharpness along {asked.of!r} is {sharpness:g}, and the stable step size 2/{sharpness:g}",
+                "a curvature that bounds steps",
+                "give `step_size`",
+            )
+        step = (asked.stable_fraction or 0.0) * 2 / sharpness
     intervals = asked.saves - 1
     if asked.t1 is None:
         steps = asked.steps or 0

@@ -1,5 +1,6 @@
 """Runs studies into a store: every point that is not there yet, in this process or on a cluster."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from .._validation import check_name
-from ..errors import RunBusyError, StoreError
+from ..errors import FibrationError, RunBusyError, StoreError, StudyFileError
 from ..solvers._options import ProgressCallback
+from ._build import data_of
 from ._document import StudyFile, identity, read_study
 from ._manifest import run_id
 from ._point import OverBudget, run_point
 from ._run import CHECKPOINTS
+from ._schema import Point
 from ._store import Store
 from ._studies import StudyRecord
 
@@ -67,8 +70,9 @@ def run_study(
 
     - `study`: a study file; `store`: a directory, made if it is absent.
     - `cluster`: `None` runs one point after another in this process; "local" starts a worker process for each core
-      (`workers` of them), each with one thread; "tcp://host:port" uses the scheduler of a dask cluster whose workers
-      see the same directories and have Fibration installed.
+      (`workers` of them), each with one thread, for which a script calls this under `if __name__ == "__main__":`;
+      "tcp://host:port" uses the scheduler of a dask cluster whose workers see the same directories and have Fibration
+      installed.
     - `retry`: also run points again that failed.
     - `mesh`: shards each problem's samples over devices; without a cluster.
     - `progress`: makes a progress callback for each flow or descent from its name, without a cluster; `each`: is called
@@ -76,14 +80,17 @@ def run_study(
 
     **Returns:** a `StudyOutcome`.
 
-    **Raises:** `StudyFileError`, `MissingFileError`, `StoreError`; `ClusterError` if the cluster cannot be reached, or
+    **Raises:** `StudyFileError`, before anything runs, for keys and data that will not do; `MissingFileError`,
+    `StoreError`; `ClusterError` if the cluster cannot be reached, or
     is gone: what was done is in the store.
 
     ```python
-    outcome = fb.study.run_study("study.toml", "store", cluster="local")
+    if __name__ == "__main__":
+        outcome = fb.study.run_study("study.toml", "store", cluster="local")
     ```
     """
     file = study if isinstance(study, StudyFile) else read_study(study)
+    check_data(file)
     held = store if isinstance(store, Store) else Store(store, create=True)
     record = held.add_study(file.text, document(file), [identity(point) for point in file.points])
     todo = list(zip(record.points, file.points, strict=True))
@@ -106,11 +113,36 @@ def stored_study(store: Store, study: str) -> StudyFile:
 
     **Arguments:** `study`: its name, id, or the beginning of it.
 
-    **Raises:** `StoreError` if there is no such study, or several.
+    **Raises:** `StoreError` if there is no such study, or several; `MissingFileError` if a data file is gone;
+    `StudyFileError` if one has changed since.
     """
     record = store.study(study)
     origin = str(record.document.get("origin", ""))
-    return read_study(record.path / "study.toml", base=Path(origin).parent if origin else None, origin=origin or None)
+    file = read_study(record.path / "study.toml", base=Path(origin).parent if origin else None, origin=origin or None)
+    if [run_id(identity(point)) for point in file.points] != record.points:
+        where = ", ".join(sorted({str(point["data"]["path"]) for point in file.points if "path" in point["data"]}))
+        raise StudyFileError(
+            f"{where or 'the meaning of its keys'} has changed since the study {record.id} was begun",
+            "the data that its points name by its hash",
+            f"restore it, or `fibration run {shlex.quote(origin)}`, which begins another study",
+        )
+    return file
+
+
+def check_data(file: StudyFile) -> None:
+    """Read each of a study's data sets once, before anything is run.
+
+    **Raises:** `StudyFileError` for data that cannot be read, or that do not fit the loss.
+    """
+    for point in {
+        repr([point["data"], point["loss"], point["network"]["kind"]]): point for point in file.points
+    }.values():
+        try:
+            data_of(Point.model_validate(dict(point)))
+        except StudyFileError:
+            raise
+        except FibrationError as error:
+            raise StudyFileError(f"{file.path.name}: [data]: {error.given}", error.needed, error.fix) from error
 
 
 def document(file: StudyFile) -> dict[str, Any]:

@@ -8,10 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**48)]
+Saves = Annotated[int, Field(ge=2, le=1_000_000)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Activation = Literal["tanh", "relu", "leaky_relu", "gelu", "sin", "linear"]
-# Results are found by these names, on disk and on the page.
+# The methods of `integrate` by name; a test compares them.
+Method = Literal["auto", "bosh3", "dopri5", "dopri8", "rkc2", "rock4", "tsit5"]
+# Results are found by these names, on disk and on the page, beside what the diagnostics find.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -134,10 +137,10 @@ class Flow(_Table):
     field: Literal["gradient", "adapted"] = "gradient"
     damping: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = "auto"
     t1: Positive
-    saves: Annotated[int, Field(ge=2)] = 61
+    saves: Saves = 61
     rtol: Positive = 1e-6
     atol: Positive = 1e-9
-    method: str = "auto"
+    method: Method = "auto"
     stop_below: Positive | None = None
 
 
@@ -151,7 +154,7 @@ class Descent(_Table):
     of: Name = "flow"
     steps: Count | None = None
     t1: Positive | None = None
-    saves: Annotated[int, Field(ge=2)] = 61
+    saves: Saves = 61
     stop_below: Positive | None = None
 
     @model_validator(mode="after")
@@ -224,6 +227,8 @@ class Point(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Point":
+        if "diagnostics" in self.runs:
+            raise ValueError("[runs.diagnostics] has the name of what all diagnostics take; call it something else")
         for name, run in self.runs.items():
             if isinstance(run, Descent) and run.stable_fraction is not None:
                 other = self.runs.get(run.of)
@@ -247,7 +252,7 @@ class Study(Point):
     """A study file: a point, and what of it varies."""
 
     format: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x1f\x7f\s][^\x00-\x1f\x7f]*$")]
     description: str = ""
     seeds: Annotated[int, Field(ge=1, le=100_000)] | Annotated[list[Seed], Field(min_length=1)] = [0]
     sweep: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}

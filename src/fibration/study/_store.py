@@ -192,7 +192,9 @@ class Store:
         """
         if not isinstance(key, str) or not re.fullmatch(r"[0-9a-f]{1,16}", key):
             raise StoreError(
-                f"the run {str(key)[:120]!r}", "up to 16 of the digits 0-9 and a-f", "list the runs with `records()`"
+                f"the run {str(key)[:120]!r}",
+                "up to 16 of the digits 0-9 and a-f",
+                "see `fibration list`, or `records()`",
             )
         with reading(self._runs):
             names = [name for name in os.listdir(self._runs) if name.startswith(key) and RUN_ID.fullmatch(name)]
@@ -201,7 +203,7 @@ class Store:
             raise StoreError(
                 f"{len(found) or 'no'} runs in {str(self.path)!r} begin with {key!r}",
                 f"one of {', '.join(name for name, _ in found[:10])}" if found else "a run that was claimed",
-                "pass more digits" if found else "list the runs with `records()`",
+                "pass more digits" if found else "see `fibration list`, or `records()`",
             )
         name, row = found[0]
         return record_of(row, f"{self._runs}/{name}")

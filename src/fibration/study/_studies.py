@@ -52,20 +52,29 @@ class Studies:
         self.path = path
 
     def add(self, text: str, document: Any, points: Sequence[Any], name: Any) -> StudyRecord:
-        """Write a study unless it is there; its id tells its name and its contents apart from all others."""
+        """Write a study unless it is there; its id tells its name and its contents apart from all others.
+
+        Where its file was, the document's "origin", is no part of that; the last one is kept.
+        """
         if not isinstance(name, str) or not name.strip():
             raise StoreError(f"a study with the name {name!r}", "a text", 'give the document a "name"')
         encoded, plain = encode(document, "document"), [encode_point(point) for point in points]
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower())[:40].strip("-") or "study"
-        path = self.path / f"{slug}-{digest({'document': encoded, 'points': plain}, 8)}"
+        what = {key: value for key, value in encoded.items() if key != "origin"}
+        path = self.path / f"{slug}-{digest({'document': what, 'points': plain}, 8)}"
         with writing(path), alone_in(self.path):
             sweep(self.path)
             if not path.is_dir():
                 last = max((study.sequence for study in self.all()), default=0)
                 facts = {"name": name, "sequence": last + 1, "runs": [digest(point, 16) for point in plain]}
                 _write(path, text, facts | {"document": encoded}, plain)
-            elif (path / "study.toml").read_bytes() != text.encode():  # only its comments or spaces differ
+                return self._read(path)
+            if (path / "study.toml").read_bytes() != text.encode():  # only its comments or spaces differ
                 write_file(path / "study.toml", text.encode())
+            found = self._read(path)
+            if encode(found.document, "document") != encoded:  # only its origin differs
+                facts = {"name": found.name, "sequence": found.sequence, "runs": found.points, "document": encoded}
+                write_file(path / "study.json", f"{dumps(facts)}\n".encode())
         return self._read(path)
 
     def all(self) -> list[StudyRecord]:

@@ -1,7 +1,9 @@
 """Sweeps over a dask cluster: one single-threaded process for each worker, and a store that outlives them all."""
 
 import contextlib
+import multiprocessing
 import os
+import sys
 import tempfile
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
@@ -81,16 +83,25 @@ def _lost(cluster: str, error: BaseException | None) -> ClusterError:
 def _client(distributed: Any, cluster: str, workers: int | None, most: int) -> Generator[Any]:
     """Connect to a scheduler, or start one with its workers on this machine."""
     if cluster == "local":
+        if getattr(multiprocessing.current_process(), "_inheriting", False):
+            sys.exit(1)  # a worker that runs its parent's script again; the parent says what to do
         count = min(workers or len(os.sched_getaffinity(0)), most)
         with tempfile.TemporaryDirectory(prefix="fibration-compiled-") as compiled:
-            local = distributed.LocalCluster(
-                n_workers=count,
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address=None,
-                env=SINGLE_THREAD | {"JAX_COMPILATION_CACHE_DIR": compiled},  # what one compiled the others load
-                silence_logs="CRITICAL",
-            )
+            try:
+                local = distributed.LocalCluster(
+                    n_workers=count,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address="127.0.0.1:0",  # its own, whatever else runs on this machine
+                    env=SINGLE_THREAD | {"JAX_COMPILATION_CACHE_DIR": compiled},  # what one compiled the others load
+                    silence_logs="CRITICAL",
+                )
+            except RuntimeError as error:
+                raise ClusterError(
+                    f"no worker could be started: {error}",
+                    "a script whose workers can import it without running it again",
+                    'in a script call `run_study` under `if __name__ == "__main__":`',
+                ) from error
             with local, distributed.Client(local) as client:
                 yield client
         return
