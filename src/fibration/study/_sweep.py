@@ -17,10 +17,10 @@ SINGLE_THREAD = {
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "NPROC": "1",  # XLA's pool of threads
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     "JAX_PLATFORMS": "cpu",
 }
+ONE_THREAD_FLAG = "--xla_cpu_multi_thread_eigen=false"
 
 
 def on_cluster(
@@ -93,7 +93,11 @@ def _client(distributed: Any, cluster: str, workers: int | None, most: int) -> G
                     threads_per_worker=1,
                     processes=True,
                     dashboard_address="127.0.0.1:0",  # its own, whatever else runs on this machine
-                    env=SINGLE_THREAD | {"JAX_COMPILATION_CACHE_DIR": compiled},  # what one compiled the others load
+                    env=SINGLE_THREAD
+                    | {
+                        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {ONE_THREAD_FLAG}".strip(),
+                        "JAX_COMPILATION_CACHE_DIR": compiled,  # what one compiled the others load
+                    },
                     silence_logs="CRITICAL",
                 )
             except RuntimeError as error:
